@@ -1,0 +1,212 @@
+"""From slugs and settings to parts that fit together, or a refusal that says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unspool.core.cards import Kind, make_settings, setting_fields
+from unspool.core.decode import Greedy, Stop, decode
+from unspool.core.errors import Incompatible, InvalidInput
+from unspool.core.events import Event
+from unspool.core.model import LanguageModel
+from unspool.core.registry import Method, registry
+from unspool.core.sockets import (
+    CachePolicy,
+    Constraint,
+    Controller,
+    Drafter,
+    Part,
+    Proposal,
+    Sampler,
+    Search,
+    Setup,
+    Verifier,
+)
+
+_SOCKETS: dict[type, str] = {
+    Drafter: "drafter",
+    Controller: "controller",
+    Verifier: "verifier",
+    Sampler: "sampler",
+    Constraint: "constraint",
+    CachePolicy: "cache_policy",
+    Search: "search",
+}
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Parts that were checked to fit a model and one another. Reusable: what drafters have learned stays with it."""
+
+    model: LanguageModel
+    sampler: Sampler
+    drafter: Drafter | None = None
+    controller: Controller | None = None
+    verifier: Verifier | None = None
+    constraint: Constraint | None = None
+    cache_policy: CachePolicy | None = None
+    search: Search | None = None
+
+    @property
+    def parts(self) -> list[Part]:
+        found = [getattr(self, socket) for socket in _SOCKETS.values()]
+        return [part for part in found if part is not None]
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the output is the sampler's own: no part but the sampler may change it."""
+        return all(
+            part.card.lossless
+            for part in self.parts
+            if not isinstance(part, Sampler | Constraint) and hasattr(part, "card")
+        )
+
+    def __str__(self) -> str:
+        named = [part.card.slug for part in self.parts if hasattr(part, "card")]
+        return " + ".join(named) or "plain"
+
+    def decode(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        stop: Stop | None = None,
+        seed: int = 0,
+        chunk: int = 256,
+        probe: bool = False,
+    ) -> Iterator[Event]:
+        """Run the loop; see :func:`unspool.core.decode.decode`."""
+        sockets = {socket: getattr(self, socket) for socket in _SOCKETS.values()}
+        return decode(self.model, prompts, **sockets, stop=stop, seed=seed, chunk=chunk, probe=probe)
+
+
+def compose(
+    model: LanguageModel,
+    methods: str | Part | Iterable[str | Part] = (),
+    *,
+    settings: Mapping[str, Any] | None = None,
+    sampler: Sampler | None = None,
+    models: Mapping[str, LanguageModel] | None = None,
+    load: Callable[[str], LanguageModel] | None = None,
+) -> Composition:
+    """Build a composition.
+
+    Args:
+        model: the target.
+        methods: slugs, or parts made by hand; a string may join several with ``+``.
+        settings: by name; ``slug.name`` where two parts have a setting of the same name.
+        sampler: used unless ``methods`` bring one; the default is greedy.
+        models: further models by role.
+        load: turns a model's name into a model, for methods whose settings name one.
+
+    Raises:
+        UnknownMethod: for a slug that is not registered.
+        InvalidInput: for a setting that no part has, or a value that it cannot take.
+        Incompatible: if two parts want one socket, a part needs what the model or its neighbours do not offer.
+    """
+    if isinstance(methods, str | Part):
+        methods = [methods]
+    named: list[str | Part] = []
+    for method in methods:
+        named.extend([m.strip() for m in method.split("+") if m.strip()] if isinstance(method, str) else [method])
+
+    entries = [registry[item] if isinstance(item, str) else item for item in named]
+    wanted = _share_settings([e for e in entries if isinstance(e, Method)], settings or {})
+    filled: dict[str, Part] = {}
+    for entry in entries:
+        if isinstance(entry, Method):
+            if entry.card.kind is Kind.SCHEDULE:
+                raise Incompatible(f"{entry.card.slug} schedules a canvas; it cannot drive the in-order loop")
+            part: Part = entry.cls(make_settings(entry.settings, wanted[entry.card.slug], entry.card.slug))
+        else:
+            part = entry
+        socket = _socket_of(part)
+        if socket in filled:
+            raise Incompatible(
+                f"{_name(filled[socket])} and {_name(part)} are both a {socket.replace('_', ' ')}; take one of them"
+            )
+        filled[socket] = part
+
+    filled.setdefault("sampler", sampler or Greedy())
+    drafter: Any = filled.get("drafter")
+    if "verifier" not in filled and drafter is not None and drafter.proposal is not Proposal.POINT:
+        filled["verifier"] = _default_verifier(drafter)
+    composition = Composition(model, **filled)  # type: ignore[arg-type]
+    _check(composition)
+    setup = Setup(model, composition.sampler, models or {}, load)
+    for part in composition.parts:
+        part.bind(setup)
+    return composition
+
+
+def _share_settings(methods: list[Method], settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Give every setting to the method that has it."""
+    shared: dict[str, dict[str, Any]] = {method.card.slug: {} for method in methods}
+    owners: dict[str, list[str]] = {}
+    for method in methods:
+        for field in setting_fields(method.settings):
+            owners.setdefault(field.name, []).append(method.card.slug)
+    for key, value in settings.items():
+        slug, dot, name = key.rpartition(".")
+        if dot:
+            if slug not in shared:
+                raise InvalidInput(f"setting {key!r}: {slug!r} is not in use; in use: {', '.join(shared) or 'nothing'}")
+            shared[slug][name] = value
+            continue
+        having = owners.get(name, [])
+        if not having:
+            valid = [
+                f"{method.card.slug}: " + (", ".join(f.name for f in setting_fields(method.settings)) or "none")
+                for method in methods
+            ]
+            raise InvalidInput(f"no method in use has a setting {name!r}. Settings: {'; '.join(valid) or 'none'}")
+        if len(having) > 1:
+            raise InvalidInput(f"setting {name!r} belongs to {' and '.join(having)}; write {having[0]}.{name}=...")
+        shared[having[0]][name] = value
+    return shared
+
+
+def _socket_of(part: Part) -> str:
+    for kind, socket in _SOCKETS.items():
+        if isinstance(part, kind):
+            return socket
+    raise Incompatible(f"{_name(part)} fills no socket of the in-order loop")
+
+
+def _name(part: Part) -> str:
+    return part.card.slug if hasattr(part, "card") else type(part).__name__
+
+
+def _default_verifier(drafter: Drafter) -> Verifier:
+    for method in registry.of_kind(Kind.VERIFIER):
+        if drafter.proposal in method.cls.default_for:  # type: ignore[attr-defined]
+            verifier: Verifier = method.cls()
+            return verifier
+    raise Incompatible(f"no verifier judges {drafter.proposal.value}, which {_name(drafter)} proposes")
+
+
+def _check(made: Composition) -> None:
+    for part in made.parts:
+        if hasattr(part, "card"):
+            made.model.require(part.card.needs, part.card.slug)
+    drafter, verifier, sampler, search = made.drafter, made.verifier, made.sampler, made.search
+    if drafter is not None and verifier is not None and drafter.proposal not in verifier.judges:
+        judges = ", ".join(sorted(p.value for p in verifier.judges))
+        raise Incompatible(
+            f"{_name(verifier)} judges {judges}; {_name(drafter)} proposes {drafter.proposal.value}, "
+            "on which it would be wrong"
+        )
+    if verifier is not None and verifier.deterministic_only and not sampler.deterministic:
+        raise Incompatible(
+            f"{_name(verifier)} only judges deterministic choices; {_name(sampler)} draws at random: "
+            "use temperature 0 or another verifier"
+        )
+    if search is not None and search.lockstep and drafter is not None and hasattr(drafter, "card"):
+        raise Incompatible(
+            f"{_name(search)} needs all branches to gain one token a step; {_name(drafter)} lets them gain different numbers"
+        )
+    if search is not None and sampler.looks_ahead and search.lockstep:
+        raise Incompatible(
+            f"{_name(search)} needs all branches to gain one token a step; {_name(sampler)} spends steps on looking ahead"
+        )

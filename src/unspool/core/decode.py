@@ -1,0 +1,426 @@
+"""The in-order loop: propose, score, commit. Every autoregressive decoder of the project runs through it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
+
+import torch
+
+from unspool.core.branch import Branch
+from unspool.core.errors import InvalidInput
+from unspool.core.events import Event, Finished, Prefilled, Probe, Scored, Started, Stepped
+from unspool.core.model import LanguageModel
+from unspool.core.scores import LOGITS, Request, Scores
+from unspool.core.sockets import (
+    Budget,
+    CachePolicy,
+    Constraint,
+    Controller,
+    Distribution,
+    Draft,
+    Drafter,
+    LookAhead,
+    Node,
+    Observation,
+    Part,
+    Sampler,
+    Search,
+    Verdict,
+    Verifier,
+    Walk,
+    match_target,
+)
+from unspool.core.text import TextStream
+from unspool.core.tree import ROOT, TokenTree
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When a request ends.
+
+    Args:
+        max_new_tokens: generated tokens at most, the stop token included.
+        tokens: tokens that end the text; ``None`` for the model's own.
+        strings: text that ends the text; it is not part of the output.
+        deadline: seconds after the start.
+    """
+
+    max_new_tokens: int = 256
+    tokens: frozenset[int] | None = None
+    strings: tuple[str, ...] = field(default=())
+    deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InvalidInput(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        if any(not stop for stop in self.strings):
+            raise InvalidInput("a stop string is empty; give at least one character")
+        if self.deadline is not None and self.deadline <= 0:
+            raise InvalidInput(f"the deadline is {self.deadline} s; it must be above 0")
+
+
+class Greedy(Sampler):
+    """The most probable token; the first of equals."""
+
+    deterministic = True
+
+    def distribution(self, node: Node) -> Distribution:
+        return Distribution.point(int(node.logits.argmax()))
+
+
+@torch.no_grad()
+def decode(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    drafter: Drafter | None = None,
+    controller: Controller | None = None,
+    verifier: Verifier | None = None,
+    sampler: Sampler | None = None,
+    constraint: Constraint | None = None,
+    cache_policy: CachePolicy | None = None,
+    search: Search | None = None,
+    stop: Stop | None = None,
+    seed: int = 0,
+    chunk: int = 256,
+    probe: bool = False,
+) -> Iterator[Event]:
+    """Decode a batch of prompts and tell what happens.
+
+    Every argument after the prompts is a socket or a limit; :func:`unspool.core.compose.compose` fills them from slugs
+    and checks that they fit together, which this function takes for granted.
+
+    Args:
+        model: the target.
+        prompts: token ids, one list a request.
+        drafter: guesses; without one the loop is plain decoding.
+        stop: when to end; the default is 256 tokens or the model's own stop tokens.
+        seed: equal seeds give equal runs on one machine.
+        chunk: at most so many prompt tokens enter in one pass.
+        probe: put the model's probabilities into the events.
+
+    Raises:
+        InvalidInput: for an empty prompt, one that leaves no room in the context, or a token outside the vocabulary.
+    """
+    stop = stop or Stop()
+    sampler = sampler or Greedy()
+    parts: list[Part] = [p for p in (drafter, controller, verifier, sampler, constraint, cache_policy, search) if p]
+    loop = _Loop(model, parts, sampler, verifier, constraint, stop, probe)
+    began = time.perf_counter()
+    _check(model, prompts)
+
+    branches = [
+        Branch(index, 0, tokens, cache, seed, model.device, [] if tokens == list(prompt) else list(prompt))
+        for index, (prompt, (cache, tokens)) in enumerate(zip(prompts, model.start(prompts), strict=True))
+    ]
+    everything = list(branches)
+    try:
+        for branch, prompt in zip(branches, prompts, strict=True):
+            yield Started(branch.index, len(prompt))
+            loop.begin(branch)
+        # A search forks after the prompt was read, so nothing of it may be left for the first step.
+        yield from loop.prefill(branches, 1 if search else chunk)
+
+        groups: dict[int, list[Branch]] = {}
+        for branch in branches:
+            group = [branch]
+            if search is not None:
+                source = torch.Generator(device=model.device)
+                source.manual_seed(branch.rng.initial_seed() ^ 0x5EA2C4)
+                search.begin(branch.index, source)
+                group += [branch.fork(number) for number in range(1, search.width)]
+                everything += group[1:]
+                for twin in group[1:]:
+                    loop.begin(twin)
+            groups[branch.index] = group
+
+        step = 0
+        while groups:
+            live = [branch for group in groups.values() for branch in group if branch.finished is None]
+            if live:
+                yield from loop.round(live, drafter, controller, cache_policy, step, streaming=search is None)
+                step += 1
+            late = stop.deadline is not None and time.perf_counter() - began >= stop.deadline
+            for index, group in list(groups.items()):
+                if late:
+                    for branch in group:
+                        branch.finished = branch.finished or "deadline"
+                moves = search.advance(group) if search is not None and not late else None
+                if moves is not None:
+                    groups[index] = loop.move(group, [(move.source, move.keep) for move in moves], everything)
+                elif all(branch.finished is not None for branch in group):
+                    winner = group[search.select(group) if search is not None else 0]
+                    assert winner.finished is not None
+                    text = loop.last_text(winner, streaming=search is None)
+                    yield Finished(index, winner.finished, tuple(winner.generated), text, winner.number)
+                    for branch in group:
+                        loop.release(branch)
+                    del groups[index]
+    finally:
+        # The consumer may leave early; what the branches hold must not outlive the loop.
+        for branch in everything:
+            loop.release(branch)
+
+
+def _check(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> None:
+    for index, prompt in enumerate(prompts):
+        which = f"prompt {index}" if len(prompts) > 1 else "the prompt"
+        if not len(prompt):
+            raise InvalidInput(f"{which} is empty; give at least one token")
+        if model.context_length is not None and len(prompt) >= model.context_length:
+            raise InvalidInput(
+                f"{which} has {len(prompt)} tokens; {model.name} has a context of {model.context_length}, "
+                "and at least one position is needed for the answer: shorten the prompt"
+            )
+        worst = max(prompt, key=lambda t: abs(t - model.vocab_size // 2))
+        if not 0 <= worst < model.vocab_size:
+            raise InvalidInput(f"{which} holds token {worst}; {model.name} has tokens 0 to {model.vocab_size - 1}")
+
+
+class _Loop:
+    """One run's fixed surroundings, and the steps of the loop over them."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        parts: list[Part],
+        sampler: Sampler,
+        verifier: Verifier | None,
+        constraint: Constraint | None,
+        stop: Stop,
+        probe: bool,
+    ) -> None:
+        self.model = model
+        self.parts = parts
+        self.sampler = sampler
+        self.verify = verifier.verify if verifier is not None else match_target
+        self.constraint = constraint
+        self.stop = stop
+        self.stop_tokens = model.stop_tokens if stop.tokens is None else stop.tokens
+        self.probe = probe
+        self.want = reduce(or_, (part.want for part in parts), LOGITS)
+        self.reads_prompt = any(part.observes_prompt for part in parts)
+        self.texts: dict[tuple[int, int], TextStream] = {}
+        self.released: set[int] = set()
+
+    # -- text -----------------------------------------------------------------------------------------------------
+
+    def begin(self, branch: Branch) -> None:
+        if self.model.tokenizer is not None:
+            self.texts[branch.index, branch.number] = TextStream(self.model.tokenizer, self.stop.strings)
+        elif self.stop.strings:
+            raise InvalidInput(f"stop strings need a tokenizer, and {self.model.name} has none: use stop tokens")
+
+    def last_text(self, branch: Branch, *, streaming: bool) -> str:
+        """What was held back; of a search, whose branches are not streamed, the whole text of the winner."""
+        stream = self.texts.get((branch.index, branch.number))
+        if stream is None:
+            return ""
+        if streaming:
+            return stream.flush()
+        whole = TextStream(self.model.tokenizer, self.stop.strings)
+        text = "".join(whole.push(token) for token in branch.generated if token not in self.stop_tokens)
+        return text + whole.flush()
+
+    # -- the prompt -----------------------------------------------------------------------------------------------
+
+    def prefill(self, branches: list[Branch], leave: int) -> Iterator[Event]:
+        """Read the prompts, all but at most ``leave`` tokens of each, in pieces; the rest enters with the first step."""
+        size = max(leave, 256)
+        while True:
+            long = [branch for branch in branches if len(branch.pending) > leave]
+            if not long:
+                return
+            began, forwards = time.perf_counter(), self.model.forwards
+            trees = [TokenTree.chain(branch.pending[: min(size, len(branch.pending) - 1)]) for branch in long]
+            rows = None if self.reads_prompt else []
+            requests = [Request(branch.cache, tree, rows=rows) for branch, tree in zip(long, trees, strict=True)]
+            for branch, tree, scores in zip(long, trees, self.model.score(requests, self.want), strict=True):
+                seen = Observation(branch, tree, len(tree), scores, Draft.empty(), [], [])
+                for part in self.parts:
+                    part.observe(seen)
+                branch.cache.commit(range(len(tree)))
+            yield Prefilled(time.perf_counter() - began, self.model.forwards - forwards)
+
+    # -- one round ------------------------------------------------------------------------------------------------
+
+    def round(
+        self,
+        live: list[Branch],
+        drafter: Drafter | None,
+        controller: Controller | None,
+        cache_policy: CachePolicy | None,
+        step: int,
+        *,
+        streaming: bool,
+    ) -> Iterator[Event]:
+        clock = time.perf_counter
+        others = {id(model): model for part in self.parts for model in part.other_models}.values()
+        t0, target_before = clock(), self.model.forwards
+        others_before = sum(other.forwards for other in others)
+
+        drafts = self.propose(live, drafter, controller)
+        others_forwards = sum(other.forwards for other in others) - others_before
+
+        t1 = clock()
+        offsets = [len(branch.pending) for branch in live]
+        trees = [draft.tree.after(branch.pending) for branch, draft in zip(live, drafts, strict=True)]
+        requests = [
+            # Of the pending tokens only the last one's logits decide anything.
+            Request(branch.cache, tree, rows=None if self.reads_prompt else list(range(max(offset - 1, 0), len(tree))))
+            for branch, tree, offset in zip(live, trees, offsets, strict=True)
+        ]
+        all_scores = self.model.score(requests, self.want)
+
+        t2 = clock()
+        stepped: list[Stepped] = []
+        for branch, draft, tree, offset, scores in zip(live, drafts, trees, offsets, all_scores, strict=True):
+            stepped.append(self.settle(branch, draft, tree, offset, scores, step, streaming))
+            if cache_policy is not None and branch.finished is None:
+                cache_policy.shrink(branch)
+        yield Scored(
+            step,
+            t1 - t0,
+            t2 - t1,
+            clock() - t2,
+            # A drafter that runs the target's own layers is counted with the target.
+            self.model.forwards - target_before,
+            others_forwards,
+            sum(branch.cache.nbytes for branch in live),
+            tuple((branch.index, branch.number) for branch in live),
+        )
+        yield from stepped
+
+    def propose(
+        self, live: list[Branch], drafter: Drafter | None, controller: Controller | None
+    ) -> list[Draft]:
+        """Drafts within what remains of the request and of the context; what a sampler asked to see goes first."""
+        drafts = [Draft(branch.ahead) if branch.ahead is not None else Draft.empty() for branch in live]
+        if drafter is None:
+            return drafts
+        free = [i for i, branch in enumerate(live) if branch.ahead is None]
+        budgets = []
+        for i in free:
+            room = Budget(depth=self.room(live[i]))
+            budgets.append(room & controller.budget(live[i]) if controller is not None else room)
+        asking = [(i, budget) for i, budget in zip(free, budgets, strict=True) if budget.depth != 0 and budget.nodes != 0]
+        proposed = drafter.propose([live[i] for i, _ in asking], [budget for _, budget in asking]) if asking else []
+        proposed = [draft.limited(budget) for draft, (_, budget) in zip(proposed, asking, strict=True)]
+        if controller is not None:
+            proposed = controller.allocate([live[i] for i, _ in asking], proposed)
+        for (i, _), draft in zip(asking, proposed, strict=True):
+            drafts[i] = draft
+        return drafts
+
+    def room(self, branch: Branch) -> int:
+        """How deep a draft can be of use: the token after it must still fit."""
+        left = self.stop.max_new_tokens - (len(branch.tokens) - branch.prompt_length) - 1
+        if self.model.context_length is not None:
+            left = min(left, self.model.context_length - len(branch.tokens) - 1)
+        return max(left, 0)
+
+    def settle(
+        self, branch: Branch, draft: Draft, tree: TokenTree, offset: int, scores: Scores, step: int, streaming: bool
+    ) -> Stepped:
+        """Verify one branch's draft, commit what stands, and say so."""
+        walk = Walk(branch, draft, scores, offset, self.sampler, self.constraint)
+        ahead: TokenTree | None = None
+        try:
+            verdict = self.verify(walk)
+            path, chosen = verdict.path, [verdict.token]
+        except LookAhead as ask:
+            path, chosen = draft.tree.path(ask.node), []
+            ahead = TokenTree([*ask.candidates], [ROOT] * len(ask.candidates))
+        tokens = [draft.tree.token_list[node] for node in path] + chosen
+
+        text, tokens = self.until_stop(branch, tokens, streaming)
+        # A stop inside the accepted run takes the rest of the run with it.
+        path = path[: len(tokens)]
+        if len(tokens) < len(path) + len(chosen):
+            chosen, ahead = tokens[len(path) :], None
+        seen = Observation(branch, tree, offset, scores, draft, path, tokens)
+        for part in self.parts:
+            part.observe(seen)
+        last = path[-1] if path else ROOT
+        branch.carry = None if chosen else walk.logits(last).clone()
+        probed = self.probabilities(walk, path, tokens) if self.probe else None
+        branch.log_z += [
+            dist.log_z if (dist := walk.seen(node)) is not None else None for node in [ROOT, *path][: len(tokens)]
+        ]
+        branch.cache.commit(seen.kept)
+        branch.tokens.extend(tokens)
+        branch.ahead = ahead if branch.finished is None else None
+        return Stepped(branch.index, branch.number, step, tuple(tokens), text, draft.tree, tuple(path), probed)
+
+    def until_stop(self, branch: Branch, tokens: list[int], streaming: bool) -> tuple[str, list[int]]:
+        """The tokens up to the first reason to stop, and the text that they release; marks the branch if there is one."""
+        stream = self.texts.get((branch.index, branch.number))
+        count = len(branch.tokens) - branch.prompt_length
+        text = ""
+        for place, token in enumerate(tokens):
+            if token in self.stop_tokens:
+                branch.finished = "stop-token"
+            else:
+                if stream is not None and (streaming or self.stop.strings):
+                    text += stream.push(token)
+                    if stream.stopped is not None:
+                        branch.finished = "stop-string"
+                if branch.finished is None and count + place + 1 >= self.stop.max_new_tokens:
+                    branch.finished = "length"
+                context = self.model.context_length
+                if branch.finished is None and context is not None and len(branch.tokens) + place + 1 >= context:
+                    branch.finished = "context"
+            if branch.finished is not None:
+                return text, tokens[: place + 1]
+        return text, tokens
+
+    def probabilities(self, walk: Walk, path: list[int], tokens: list[int]) -> Probe:
+        """The model's own probability of every draft node and every committed token."""
+        logs = {node: torch.log_softmax(walk.logits(node).float(), dim=-1) for node in {ROOT, *walk.tree.parent_list, *path}}
+
+        def prob(node: int, token: int) -> float:
+            return float(logs[node][token].exp())
+
+        draft = tuple(prob(p, t) for p, t in zip(walk.tree.parent_list, walk.tree.token_list, strict=True))
+        return Probe(draft, tuple(prob(n, t) for n, t in zip([ROOT, *path], tokens, strict=False)))
+
+    # -- branches -------------------------------------------------------------------------------------------------
+
+    def move(self, group: list[Branch], moves: list[tuple[int, int | None]], everything: list[Branch]) -> list[Branch]:
+        """The next round's branches; a source that is used again is forked, one that is not used is released."""
+        number = max(branch.number for branch in group) + 1
+        uses = [source for source, _ in moves]
+        following: list[Branch] = []
+        for place, (source, keep) in enumerate(moves):
+            # The last use takes the branch itself: no copy of a cache without need.
+            branch = group[source]
+            if source in uses[place + 1 :]:
+                branch = branch.fork(number)
+                everything.append(branch)
+                number += 1
+            following.append(branch)
+            if keep is not None:
+                branch.rewind(keep)
+            if branch is not group[source] or keep is not None:
+                self.begin(branch)
+                if (stream := self.texts.get((branch.index, branch.number))) is not None and self.stop.strings:
+                    for token in branch.generated:
+                        stream.push(token)
+        for source, branch in enumerate(group):
+            if source not in uses:
+                self.release(branch)
+        return following
+
+    def release(self, branch: Branch) -> None:
+        if id(branch) in self.released:
+            return
+        self.released.add(id(branch))
+        for part in self.parts:
+            part.release(branch)
+        branch.cache.release()
+
+

@@ -1,0 +1,95 @@
+"""What the loops tell while they run. Statistics, streams, traces and servers all read these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from unspool.core.tree import TokenTree
+
+
+@dataclass(frozen=True)
+class Started:
+    """A request was accepted: number of prompt tokens (of the encoder's too, where there is one)."""
+
+    index: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """Part of the prompts was read in passes that chose no token. Times in seconds."""
+
+    seconds: float
+    forwards: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One round of the loop, over all live branches: drafting, one target pass, verification. Times in seconds."""
+
+    step: int
+    draft_seconds: float
+    score_seconds: float
+    verify_seconds: float
+    forwards: int
+    draft_forwards: int
+    cache_bytes: int
+    branches: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The model's own probabilities (softmax of its logits) along one step, for traces.
+
+    Args:
+        draft: of every draft node, given its parent's text.
+        tokens: of every committed token.
+    """
+
+    draft: tuple[float, ...]
+    tokens: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What one round gave one branch.
+
+    Args:
+        index, branch: which request, which of its branches.
+        step: number of the round.
+        tokens: committed in this round, in order; empty if the sampler asked to look ahead first.
+        text: text that became final (empty if the model has no tokenizer).
+        draft: what was proposed.
+        accepted: the nodes of it that stand, from the top.
+        probe: probabilities, if asked for.
+    """
+
+    index: int
+    branch: int
+    step: int
+    tokens: tuple[int, ...]
+    text: str
+    draft: TokenTree
+    accepted: tuple[int, ...]
+    probe: Probe | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A request is done.
+
+    Args:
+        reason: ``stop-token``, ``stop-string``, ``length``, ``context`` or ``deadline``.
+        tokens: everything generated, a stop token included.
+        text: text that was held back until now.
+        branch: which branch is the answer.
+    """
+
+    index: int
+    reason: str
+    tokens: tuple[int, ...] = field(repr=False)
+    text: str = ""
+    branch: int = 0
+
+
+Event = Started | Prefilled | Scored | Stepped | Finished

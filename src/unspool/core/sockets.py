@@ -1,0 +1,481 @@
+"""The sockets of the in-order loop: what a method is asked, and in which words it answers.
+
+A method subclasses one of :class:`Drafter`, :class:`Controller`, :class:`Verifier`, :class:`Sampler`,
+:class:`Constraint`, :class:`CachePolicy` or :class:`Search`, declares a :class:`~unspool.core.cards.Card` and a class
+of settings, and is done; the loop does the rest.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from unspool.core.branch import Branch
+from unspool.core.cards import Card, NoSettings
+from unspool.core.errors import Incompatible
+from unspool.core.model import LanguageModel
+from unspool.core.scores import LOGITS, Scores, Want
+from unspool.core.tree import ROOT, TokenTree
+
+# -- every part ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Setup:
+    """What a part may know of its surroundings when a composition is built.
+
+    Args:
+        target: the model whose output is wanted.
+        sampler: how its distributions become tokens.
+        models: further models by role (``"draft"``).
+        load: turns a model's name into a model.
+    """
+
+    target: LanguageModel
+    sampler: Sampler
+    models: Mapping[str, LanguageModel] = field(default_factory=dict)
+    load: Callable[[str], LanguageModel] | None = None
+
+    def model(self, role: str, who: str, name: str | None = None) -> LanguageModel:
+        """The model of that role; ``name`` is loaded if none was handed over.
+
+        Raises:
+            Incompatible: if there is none.
+        """
+        if role in self.models:
+            return self.models[role]
+        if name and self.load is not None:
+            return self.load(name)
+        raise Incompatible(f"{who} needs a {role} model: pass one as {role}=... in Python or --{role} MODEL on the command line")
+
+
+class Part:
+    """Base of everything that fills a socket.
+
+    Class attributes:
+        card, Settings: set by ``@register``.
+        want: what the part reads from the target besides logits.
+        observes_prompt: whether :meth:`observe` needs the logits of every position of the prompt.
+    """
+
+    card: ClassVar[Card]
+    Settings: ClassVar[type] = NoSettings
+    want: Want = LOGITS
+    observes_prompt: bool = False
+
+    def __init__(self, settings: Any = None) -> None:
+        self.settings: Any = type(self).Settings() if settings is None else settings
+
+    def bind(self, setup: Setup) -> None:
+        """Called once when a composition is built: look at the target, fetch other models.
+
+        Raises:
+            Incompatible: if the part cannot work with what it finds.
+        """
+
+    def observe(self, step: Observation) -> None:
+        """Called for every branch after every scored tree, before the cache is compacted."""
+
+    def release(self, branch: Branch) -> None:
+        """Called when a branch ends: free what was held for it."""
+        branch.memo.pop(self, None)
+
+    @property
+    def other_models(self) -> tuple[LanguageModel, ...]:
+        """Models that this part runs; the loop reads their forward counts."""
+        return ()
+
+
+@dataclass
+class Observation:
+    """What one step saw of one branch.
+
+    Args:
+        branch: before the new tokens are appended.
+        tree: the scored tree: the ``offset`` pending tokens as a chain, then the draft.
+        offset: number of pending tokens.
+        scores: of ``tree``. During prefill only rows that somebody asked for are there.
+        draft: the draft, its nodes numbered from 0 (node ``i`` is node ``offset + i`` of ``tree``).
+        path: the accepted draft nodes, from the top.
+        tokens: the tokens that are committed: those of ``path``, then the one chosen after them.
+    """
+
+    branch: Branch
+    tree: TokenTree
+    offset: int
+    scores: Scores
+    draft: Draft
+    path: list[int]
+    tokens: list[int]
+
+    @property
+    def kept(self) -> list[int]:
+        """Nodes of ``tree`` that stay in the cache."""
+        return [*range(self.offset), *(self.offset + node for node in self.path)]
+
+
+# -- drafting -----------------------------------------------------------------------------------------------------
+
+
+class Proposal(StrEnum):
+    """How the candidates of a draft were made; it decides which rules judge them without bias."""
+
+    POINT = "fixed candidates"
+    SAMPLED = "a sampled chain"
+    WITH_REPLACEMENT = "siblings sampled with replacement"
+    WITHOUT_REPLACEMENT = "siblings sampled without replacement"
+
+
+@dataclass
+class Draft:
+    """A proposal.
+
+    Args:
+        tree: the guessed continuations of the text so far.
+        q: ``[Q, V]`` distributions that nodes were drawn from; ``None`` if they are fixed candidates.
+        q_rows: ``[N]`` row of ``q`` that each node was drawn from. Siblings share a row and stand in drawing order.
+    """
+
+    tree: TokenTree
+    q: Tensor | None = None
+    q_rows: list[int] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls) -> Draft:
+        return cls(TokenTree.empty())
+
+    def limited(self, budget: Budget) -> Draft:
+        """The part of it that a budget allows; dropped by place in the tree alone, so that no bias can enter."""
+        kept = self.tree.kept_by(nodes=budget.nodes, depth=budget.depth)
+        if len(kept) == len(self.tree):
+            return self
+        return Draft(self.tree.select(kept), self.q, [self.q_rows[node] for node in kept] if self.q_rows else [])
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much may be guessed: nodes in all, and tokens on the longest path. ``None`` leaves it to the drafter."""
+
+    nodes: int | None = None
+    depth: int | None = None
+
+    def __and__(self, other: Budget) -> Budget:
+        return Budget(_least(self.nodes, other.nodes), _least(self.depth, other.depth))
+
+    def of(self, nodes: int, depth: int) -> tuple[int, int]:
+        """A drafter's own (nodes, depth) cut to this budget."""
+        return (
+            nodes if self.nodes is None else min(nodes, self.nodes),
+            depth if self.depth is None else min(depth, self.depth),
+        )
+
+
+def _least(a: int | None, b: int | None) -> int | None:
+    return b if a is None else a if b is None else min(a, b)
+
+
+class Drafter(Part, ABC):
+    """What do we guess? Implement :meth:`draft`, or :meth:`propose` where a batch is drafted in one go."""
+
+    proposal: Proposal = Proposal.POINT
+
+    def propose(self, branches: Sequence[Branch], budgets: Sequence[Budget]) -> list[Draft]:
+        return [self.draft(branch, budget) for branch, budget in zip(branches, budgets, strict=True)]
+
+    def draft(self, branch: Branch, budget: Budget) -> Draft:
+        """A guess at what follows ``branch.tokens``. The loop cuts what exceeds the budget."""
+        raise NotImplementedError(f"{type(self).__name__} implements neither draft nor propose")
+
+
+class Controller(Part):
+    """How much do we guess now?"""
+
+    def budget(self, branch: Branch) -> Budget:
+        """Asked before drafting."""
+        return Budget()
+
+    def allocate(self, branches: Sequence[Branch], drafts: Sequence[Draft]) -> list[Draft]:
+        """Asked after drafting: what of the whole batch's drafts is worth verifying."""
+        return list(drafts)
+
+
+# -- choosing -----------------------------------------------------------------------------------------------------
+
+
+class Distribution:
+    """What a sampler makes of logits: a point, or probabilities.
+
+    Args:
+        probs: ``[V]`` probabilities that sum to 1, or ``None`` for a point.
+        token: the point.
+        log_z: log of the normaliser that made ``probs`` out of the model's own probabilities, where the sampler tells.
+    """
+
+    __slots__ = ("log_z", "probs", "token")
+
+    def __init__(self, probs: Tensor | None, token: int | None = None, log_z: float | None = None) -> None:
+        self.probs = probs
+        self.token = token
+        self.log_z = log_z
+
+    @classmethod
+    def point(cls, token: int) -> Distribution:
+        return cls(None, token)
+
+    def draw(self, rng: torch.Generator) -> int:
+        if self.token is not None:
+            return self.token
+        assert self.probs is not None
+        return int(torch.multinomial(self.probs, 1, generator=rng))
+
+    def dense(self, like: Tensor) -> Tensor:
+        """``[V]`` probabilities, a point as one-hot, of the width and dtype of ``like``."""
+        if self.probs is not None:
+            return self.probs
+        dense = torch.zeros_like(like)
+        dense[self.token] = 1.0
+        return dense
+
+    def prob(self, token: int) -> float:
+        return float(token == self.token) if self.probs is None else float(self.probs[token])
+
+
+class LookAhead(Exception):
+    """Raised by a sampler that must see what follows some candidates before it can choose.
+
+    The loop keeps what stands so far, scores the candidates as children in the next step, and asks again; the forward
+    pass is not wasted, because the chosen candidate's scores are the next step's.
+    """
+
+    def __init__(self, node: Node, candidates: Sequence[int]) -> None:
+        super().__init__("a sampler asked to look ahead outside of the loop")
+        self.node = node.index
+        self.candidates = list(candidates)
+
+
+class Node:
+    """A place where a token is about to be chosen.
+
+    Attributes:
+        index: node of the draft, ``-1`` for the end of the committed text.
+        logits: ``[V]`` the model's logits here, tokens that a constraint forbids at ``-inf``.
+    """
+
+    __slots__ = ("_tokens", "branch", "index", "logits", "walk")
+
+    def __init__(self, branch: Branch, index: int, logits: Tensor, walk: Walk | None = None, tokens: list[int] | None = None):
+        self.branch = branch
+        self.index = index
+        self.logits = logits
+        self.walk = walk
+        self._tokens = tokens
+
+    @property
+    def tokens(self) -> list[int]:
+        """The text up to here: the committed tokens, then those on the draft path. Not to be changed."""
+        if self._tokens is None:
+            assert self.walk is not None
+            self._tokens = (
+                self.branch.tokens
+                if self.index == ROOT
+                else self.branch.tokens + self.walk.draft.tree.path_tokens(self.index)
+            )
+        return self._tokens
+
+    @property
+    def prompt_length(self) -> int:
+        return self.branch.prompt_length
+
+    def path_logits(self) -> list[Tensor]:
+        """Raw logits of the places above this one that are not committed yet, the committed end first; each ``[V]``."""
+        if self.walk is None or self.index == ROOT:
+            return []
+        return [self.walk.logits(node) for node in (ROOT, *self.walk.draft.tree.path(self.index)[:-1])]
+
+    def child_logits(self, token: int) -> Tensor | None:
+        """Raw logits ``[V]`` after ``token``, if the scored tree holds it as a child of this place."""
+        child = self.walk.draft.tree.child(self.index, token) if self.walk is not None else None
+        return None if child is None else self.walk.logits(child)  # type: ignore[union-attr]
+
+
+class Sampler(Part, ABC):
+    """How does a distribution become a token?
+
+    Attributes:
+        deterministic: whether every distribution is a point.
+        looks_ahead: whether :class:`LookAhead` may be raised.
+    """
+
+    deterministic: bool = False
+    looks_ahead: bool = False
+
+    @abstractmethod
+    def distribution(self, node: Node) -> Distribution:
+        """What to draw from at ``node``.
+
+        Whatever a sampler remembers must be a function of ``node.tokens`` (and of the logits along it), because under
+        speculation it is asked about places that may never be committed.
+        """
+
+    def draft_probs(self, logits: Tensor, tokens: list[int], branch: Branch) -> Tensor:
+        """``[V]`` distribution for a draft model to draw from.
+
+        Any choice is exact; one that follows :meth:`distribution` is accepted most often.
+        """
+        return torch.softmax(logits.float(), dim=-1)
+
+
+class Constraint(Part, ABC):
+    """What is allowed next?"""
+
+    @abstractmethod
+    def allowed(self, branch: Branch, tokens: list[int]) -> Tensor | None:
+        """``[V]`` bool mask of the tokens that may follow ``tokens``; ``None`` if all may."""
+
+
+# -- verifying ----------------------------------------------------------------------------------------------------
+
+
+class Walk:
+    """A scored draft, as verifiers walk it: distributions at nodes, computed when first asked for."""
+
+    def __init__(
+        self, branch: Branch, draft: Draft, scores: Scores, offset: int, sampler: Sampler, constraint: Constraint | None
+    ) -> None:
+        self.branch = branch
+        self.draft = draft
+        self.rng = branch.rng
+        self._scores = scores
+        self._offset = offset
+        self._sampler = sampler
+        self._constraint = constraint
+        self._distributions: dict[int, Distribution] = {}
+
+    @property
+    def tree(self) -> TokenTree:
+        return self.draft.tree
+
+    def logits(self, node: int) -> Tensor:
+        """``[V]`` raw logits after ``node`` of the draft; ``-1`` is the end of the committed text."""
+        if node == ROOT and self._offset == 0:
+            assert self.branch.carry is not None
+            return self.branch.carry
+        return self._scores.at(self._offset + node)
+
+    def constrained_logits(self, node: int) -> Tensor:
+        """``[V]`` logits after ``node``, forbidden tokens at ``-inf``."""
+        return self._node(node).logits
+
+    def _node(self, node: int) -> Node:
+        place = Node(self.branch, node, self.logits(node), self)
+        if self._constraint is not None:
+            allowed = self._constraint.allowed(self.branch, place.tokens)
+            if allowed is not None:
+                place.logits = place.logits.masked_fill(~allowed, -torch.inf)
+        return place
+
+    def distribution(self, node: int) -> Distribution:
+        """The sampler's distribution of the token after ``node``."""
+        known = self._distributions.get(node)
+        if known is None:
+            known = self._distributions[node] = self._sampler.distribution(self._node(node))
+        return known
+
+    def seen(self, node: int) -> Distribution | None:
+        """The distribution after ``node`` if the verifier asked for it."""
+        return self._distributions.get(node)
+
+
+@dataclass
+class Verdict:
+    """What stands: draft nodes from the top, then one more token chosen after them."""
+
+    path: list[int]
+    token: int
+
+
+class Verifier(Part, ABC):
+    """Which guesses stand?
+
+    Attributes:
+        judges: the kinds of drafts that it judges (without bias, if it is lossless).
+        default_for: the kinds that it judges if no other verifier is asked for.
+        deterministic_only: whether it is meant for samplers whose distributions are points.
+    """
+
+    judges: frozenset[Proposal] = frozenset()
+    default_for: frozenset[Proposal] = frozenset()
+    deterministic_only: bool = False
+
+    @abstractmethod
+    def verify(self, walk: Walk) -> Verdict:
+        """Walk the draft from the root. Random numbers come from ``walk.rng``."""
+
+
+def match_target(walk: Walk) -> Verdict:
+    """Draw from the target and look the token up in the tree; go on there, or stop with the token.
+
+    Exact for every tree that was fixed before the draw: the tokens are the target's own draws, the tree only decides
+    how many of them one forward pass pays for.
+    """
+    node = ROOT
+    while True:
+        token = walk.distribution(node).draw(walk.rng)
+        child = walk.tree.child(node, token)
+        if child is None:
+            return Verdict(walk.tree.path(node), token)
+        node = child
+
+
+# -- keeping and branching ----------------------------------------------------------------------------------------
+
+
+class CachePolicy(Part, ABC):
+    """What do we remember?"""
+
+    @abstractmethod
+    def shrink(self, branch: Branch) -> None:
+        """Called after every commit. Needs a model with cache editing."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """One branch of the next round: a copy of branch ``source``, cut to ``keep`` generated tokens (``None``: uncut)."""
+
+    source: int
+    keep: int | None = None
+
+
+class Search(Part, ABC):
+    """Which branches live?
+
+    Attributes:
+        lockstep: whether all branches must gain exactly one token a step, which rules out drafting.
+    """
+
+    lockstep: bool = True
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Branches at the start."""
+
+    def begin(self, request: int, rng: torch.Generator) -> None:
+        """A request starts; ``rng`` is the search's own source of random numbers for it."""
+
+    @abstractmethod
+    def advance(self, branches: Sequence[Branch]) -> list[Move] | None:
+        """Asked after every step: the branches of the next round, or ``None`` to leave them as they are.
+
+        When all are finished, ``None`` ends the request.
+        """
+
+    @abstractmethod
+    def select(self, branches: Sequence[Branch]) -> int:
+        """Which finished branch is the answer."""
