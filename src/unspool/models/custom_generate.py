@@ -1,0 +1,158 @@
+"""Unspool's methods under transformers' own ``generate``.
+
+>>> hf_model.generate(**inputs, custom_generate=unspool.as_custom_generate("token-recycling"))   # doctest: +SKIP
+
+Everything that the user has set there keeps its meaning: logits processors and warpers become the sampler, so that
+speculation is exact with respect to them; stopping criteria are asked after every token; streamers are fed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
+
+from unspool.core.branch import Branch
+from unspool.core.compose import compose
+from unspool.core.decode import Stop
+from unspool.core.errors import InvalidInput
+from unspool.core.events import Finished, Stepped
+from unspool.core.model import LanguageModel
+from unspool.core.sockets import Distribution, Node, Sampler
+from unspool.models.load import wrap
+
+
+class ProcessorSampler(Sampler):
+    """Transformers' logits processors as a sampler.
+
+    Args:
+        processors: applied to the logits, given the text so far; warpers included.
+        sample: draw, or take the most probable token.
+    """
+
+    def __init__(self, processors: LogitsProcessorList, sample: bool) -> None:
+        super().__init__()
+        self.processors = processors
+        self.deterministic = not sample
+
+    def _processed(self, tokens: list[int], logits: Tensor) -> Tensor:
+        ids = torch.tensor([tokens], dtype=torch.int64, device=logits.device)
+        processed: Tensor = self.processors(ids, logits[None].float().clone())
+        return processed[0]
+
+    def distribution(self, node: Node) -> Distribution:
+        scores = self._processed(node.tokens, node.logits)
+        if self.deterministic:
+            return Distribution.point(int(scores.argmax()))
+        return Distribution(torch.softmax(scores, dim=-1))
+
+    def draft_probs(self, logits: Tensor, tokens: list[int], branch: Branch) -> Tensor:
+        return torch.softmax(self._processed(tokens, logits), dim=-1)
+
+
+def as_custom_generate(
+    method: str = "auto", *, draft: LanguageModel | PreTrainedModel | None = None, **settings: Any
+) -> Callable[..., Any]:
+    """A function for the ``custom_generate`` argument of transformers' ``generate``.
+
+    Args:
+        method: a slug, or several joined by ``+``.
+        draft: a draft model, for methods that need one.
+        settings: of the methods.
+
+    What a drafter learns is kept from call to call as long as the returned function is used with one model.
+    """
+    built: dict[int, tuple[PreTrainedModel, LanguageModel, Any]] = {}
+
+    def generate(
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        streamer: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        if (generation_config.num_beams or 1) > 1:
+            raise InvalidInput(f"num_beams is {generation_config.num_beams}; set it to 1: {method} decides what is explored")
+        if (generation_config.num_return_sequences or 1) > 1 and not generation_config.do_sample:
+            raise InvalidInput("several return sequences need do_sample=True; greedy ones would all be the same")
+        if id(model) not in built:
+            second = wrap(draft) if isinstance(draft, PreTrainedModel) else draft
+            built[id(model)] = (model, wrap(model), second)
+        _, target, second = built[id(model)]
+        sampler = ProcessorSampler(logits_processor, bool(generation_config.do_sample))
+        parts = compose(
+            target, method, settings=settings, sampler=sampler, models={"draft": second} if second is not None else {}
+        )
+
+        prompts = _prompts(model, input_ids, model_kwargs)
+        limit = generation_config.max_length - input_ids.shape[1]
+        seed = int(torch.randint(2**62, ())) if generation_config.do_sample else 0
+        # Stopping criteria decide; of the loop's own reasons only the length counts.
+        stop = Stop(max_new_tokens=max(limit, 1), tokens=_eos(generation_config))
+        generated: list[list[int]] = [[] for _ in prompts]
+        ended = [False] * len(prompts)
+        if streamer is not None:
+            streamer.put(input_ids.cpu())
+        for event in parts.decode(prompts, stop=stop, seed=seed):
+            if isinstance(event, Stepped):
+                row = event.index
+                for token in event.tokens:
+                    if ended[row]:
+                        break
+                    generated[row].append(token)
+                    if streamer is not None:
+                        streamer.put(torch.tensor([token]))
+                    text = torch.tensor([[*input_ids[row].tolist(), *generated[row]]], device=input_ids.device)
+                    ended[row] = bool(stopping_criteria(text, None).all())  # type: ignore[arg-type]
+            elif isinstance(event, Finished):
+                ended[event.index] = True
+            if all(ended):
+                break
+        if streamer is not None:
+            streamer.end()
+        sequences = _padded(input_ids, generated, generation_config)
+        if not generation_config.return_dict_in_generate:
+            return sequences
+        kind = GenerateEncoderDecoderOutput if model.config.is_encoder_decoder else GenerateDecoderOnlyOutput
+        return kind(sequences=sequences)
+
+    return generate
+
+
+def _prompts(model: PreTrainedModel, input_ids: Tensor, kwargs: dict[str, Any]) -> list[list[int]]:
+    """The rows without padding: with an encoder, what it is to read."""
+    if model.config.is_encoder_decoder:
+        raise InvalidInput(
+            "transformers hands over an encoder's output instead of its input; "
+            "use unspool.Engine(model, tokenizer).generate(...) for models with an encoder"
+        )
+    mask = kwargs.get("attention_mask")
+    if mask is None:
+        return [row.tolist() for row in input_ids]
+    return [row[real.bool()].tolist() for row, real in zip(input_ids, mask, strict=True)]
+
+
+def _eos(config: GenerationConfig) -> frozenset[int]:
+    eos = config.eos_token_id
+    if eos is None:
+        return frozenset()
+    return frozenset(eos) if isinstance(eos, list | tuple) else frozenset({int(eos)})
+
+
+def _padded(input_ids: Tensor, generated: list[list[int]], config: GenerationConfig) -> Tensor:
+    """Prompt and answer side by side, ``[B, longest]``, answers padded at the end as transformers does."""
+    longest = max(len(row) for row in generated)
+    pad = config.pad_token_id
+    if pad is None:
+        pad = next(iter(sorted(_eos(config))), 0)
+    out = input_ids.new_full((len(generated), longest), int(pad))
+    for row, tokens in enumerate(generated):
+        out[row, : len(tokens)] = torch.tensor(tokens, dtype=out.dtype, device=out.device)
+    return torch.cat([input_ids, out], dim=1)

@@ -1,0 +1,115 @@
+"""From a name to a model that scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+
+from unspool.core.errors import InvalidInput, WeightsError
+from unspool.core.model import LanguageModel
+from unspool.models.hub import ModelSource, resolve
+from unspool.models.recurrent import RecurrentModel, is_recurrent
+from unspool.models.seq2seq import Seq2SeqModel
+from unspool.models.tokenizer import TextTokenizer
+from unspool.models.transformers_lm import TransformersModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def wrap(model: PreTrainedModel, tokenizer: Any = None, name: str = "") -> LanguageModel:
+    """The backend for a network of transformers.
+
+    Args:
+        model: any causal, sequence-to-sequence, state-space or hybrid language model.
+        tokenizer: a Hugging Face tokenizer, or ``None``.
+        name: what to call it in messages.
+
+    Raises:
+        Incompatible: if its layers are of a kind that cannot be driven.
+    """
+    if model.config.is_encoder_decoder:
+        return Seq2SeqModel(model, tokenizer, name)
+    if is_recurrent(model.config.get_text_config(decoder=True)):
+        return RecurrentModel(model, tokenizer, name)
+    return TransformersModel(model, tokenizer, name)
+
+
+def load_model(name: str, *, dtype: str = "float32", device: str | None = None, progress: bool = True) -> LanguageModel:
+    """Find a model's weights, fetch them if need be, and load them.
+
+    Args:
+        name: of a packaged model (``smollm2-135m``), a local folder or GGUF file, or a Hugging Face id.
+        dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``.
+        device: as torch spells it; by default a GPU if there is one.
+        progress: whether to show bars.
+
+    Raises:
+        InvalidInput: for a name, dtype or device that does not exist.
+        DownloadError: if the weights cannot be fetched.
+        WeightsError: if they are damaged.
+        Incompatible: if the architecture cannot be driven.
+    """
+    if dtype not in DTYPES:
+        raise InvalidInput(f"dtype is {dtype!r}; it can be {', '.join(DTYPES)}")
+    place = _device(device)
+    source = resolve(name, progress=progress)
+    model, tokenizer = _read(source, DTYPES[dtype], progress)
+    return wrap(model.to(place), TextTokenizer(tokenizer) if tokenizer is not None else None, name)
+
+
+def _device(device: str | None) -> torch.device:
+    if device is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator is not None else torch.device("cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidInput(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return place
+
+
+def _read(source: ModelSource, dtype: torch.dtype, progress: bool) -> tuple[PreTrainedModel, Any]:
+    path = str(source.path)
+    quiet = _quiet_bars(progress)
+    try:
+        with quiet:
+            config = AutoConfig.from_pretrained(path)
+            auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+            model = auto.from_pretrained(path, dtype=dtype)
+    except SafetensorError as error:
+        raise WeightsError(f"the weights in {path} are damaged ({error}); fetch or convert the model again") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise WeightsError(f"{source.name} cannot be loaded from {path}: {_first_line(error)}") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"the tokenizer of {source.name} cannot be loaded from {path}: {_first_line(error)}") from error
+    return model, tokenizer
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+class _quiet_bars:  # noqa: N801 - reads as a context
+    """Transformers' own bars, off unless wanted; what the user had set before comes back."""
+
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self.before = logging.is_progress_bar_enabled()
+        if not self.wanted:
+            logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        if self.before:
+            logging.enable_progress_bar()
