@@ -24,6 +24,7 @@ from unspool.core.events import Finished, Stepped
 from unspool.core.model import LanguageModel
 from unspool.core.sockets import Distribution, Node, Sampler
 from unspool.models.load import wrap
+from unspool.models.seq2seq import Seq2SeqModel
 
 
 class ProcessorSampler(Sampler):
@@ -76,6 +77,7 @@ def as_custom_generate(
         generation_config: GenerationConfig,
         synced_gpus: bool = False,
         streamer: Any = None,
+        inputs_tensor: Tensor | None = None,
         **model_kwargs: Any,
     ) -> Any:
         if (generation_config.num_beams or 1) > 1:
@@ -91,15 +93,20 @@ def as_custom_generate(
             target, method, settings=settings, sampler=sampler, models={"draft": second} if second is not None else {}
         )
 
-        prompts = _prompts(model, input_ids, model_kwargs)
+        if isinstance(target, Seq2SeqModel):
+            # What the encoder is to read comes beside the decoder's first tokens; a forced one counts among these.
+            assert inputs_tensor is not None
+            copies = len(input_ids) // len(inputs_tensor)
+            prompts = _prompts(inputs_tensor.repeat_interleave(copies, dim=0), model_kwargs)
+            input_ids = input_ids.new_tensor([target.start_tokens] * len(prompts))
+        else:
+            prompts = _prompts(input_ids, model_kwargs)
         limit = generation_config.max_length - input_ids.shape[1]
         seed = int(torch.randint(2**62, ())) if generation_config.do_sample else 0
         # Stopping criteria decide; of the loop's own reasons only the length counts.
         stop = Stop(max_new_tokens=max(limit, 1), tokens=_eos(generation_config))
         generated: list[list[int]] = [[] for _ in prompts]
         ended = [False] * len(prompts)
-        if streamer is not None:
-            streamer.put(input_ids.cpu())
         for event in parts.decode(prompts, stop=stop, seed=seed):
             if isinstance(event, Stepped):
                 row = event.index
@@ -126,13 +133,8 @@ def as_custom_generate(
     return generate
 
 
-def _prompts(model: PreTrainedModel, input_ids: Tensor, kwargs: dict[str, Any]) -> list[list[int]]:
-    """The rows without padding: with an encoder, what it is to read."""
-    if model.config.is_encoder_decoder:
-        raise InvalidInput(
-            "transformers hands over an encoder's output instead of its input; "
-            "use unspool.Engine(model, tokenizer).generate(...) for models with an encoder"
-        )
+def _prompts(input_ids: Tensor, kwargs: dict[str, Any]) -> list[list[int]]:
+    """The rows of ``[B, N]`` without padding."""
     mask = kwargs.get("attention_mask")
     if mask is None:
         return [row.tolist() for row in input_ids]
