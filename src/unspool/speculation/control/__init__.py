@@ -1,0 +1,1 @@
+"""Controllers: how much do we guess now? One file a method."""

@@ -1,0 +1,1 @@
+"""Drafters: what do we guess? One file a method."""

@@ -1,0 +1,232 @@
+"""Token recycling: what the target said about tokens that were thrown away drafts the next ones.
+
+A matrix holds, for every token of the vocabulary, the ``K`` tokens that the target found most probable after it when it
+was last an input. A fixed, unbalanced tree is filled from it, one gather a level: the child of rank ``r`` of a node is
+entry ``r`` of its token's row. All nodes of the forward pass that verifies the tree, accepted or not, then refresh
+their rows; that is the recycling, and it costs no extra pass. The matrix is kept from request to request.
+
+Paper: Luo et al., Turning Trash into Treasure: Accelerating Inference of Large Language Models with Token Recycling,
+2024 (section 3; tree of 80 nodes, ``K = 8``).
+
+Lossless: the tree is fixed before the target is asked, and is matched with its own choices.
+
+Where the paper is silent: rows that were never written propose nothing; if a token is met several times in a pass, the
+later node's row stands and the accepted path comes last; ``nodes`` below 80 keeps the nodes that were accepted most
+often (measured once with SmolLM2-135M, see ``TEMPLATE``); models that score only chains get the path of first ranks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from unspool.core.branch import Branch
+from unspool.core.cards import Card, Kind, settings
+from unspool.core.errors import Incompatible, InvalidInput, WeightsError
+from unspool.core.model import Capability
+from unspool.core.registry import register
+from unspool.core.sockets import Budget, Draft, Drafter, Observation, Setup
+from unspool.core.tree import ROOT, TokenTree
+
+K = 8
+"""Candidates a row."""
+
+UNKNOWN = -1
+"""Fills rows that were never written."""
+
+# The 80 paths of ranks of the paper's tree (8, 21, 25, 15, 8 and 3 on its six levels), most often accepted first.
+TEMPLATE = (
+    "0 00 1 000 2 01 10 0000 3 4 02 20 001 010 100 00000 5 6 03 30 7 04 40 002 020 200 11 0001 0010 0100 1000 "
+    "000000 05 50 06 60 003 030 300 07 70 12 21 004 040 400 0002 0020 0200 2000 011 101 110 00001 00010 00100 "
+    "01000 10000 005 050 500 13 31 006 060 0003 0030 3000 007 070 22 012 021 0004 0040 00002 00020 0011 000001 "
+    "000100"
+)
+
+
+@settings
+class TokenRecyclingSettings:
+    """The paper's tree; 16 to 24 nodes are cheaper to verify on a CPU."""
+
+    nodes: Annotated[int, Field(ge=1, le=80, description="nodes of the draft tree")] = 80
+    read_prompt: Annotated[
+        bool, Field(description="also learn from the prompt; its logits are then computed for every position")
+    ] = True
+    update: Annotated[
+        Literal["all", "accepted", "nothing"],
+        Field(description="which scored nodes refresh the matrix; less than all is there for comparison"),
+    ] = "all"
+
+
+class _Cut:
+    """A part of the template, ready to be filled.
+
+    Attributes:
+        tree: its shape.
+        levels: of every level the columns that it fills (column 0 is the token before the tree), the columns of their
+            parents, and their ranks.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        ordered = sorted(paths, key=lambda path: (len(path), path))
+        place = {path: node for node, path in enumerate(ordered)}
+        parents = [place[path[:-1]] if len(path) > 1 else ROOT for path in ordered]
+        self.tree = TokenTree([0] * len(ordered), parents)
+        self.levels: list[tuple[int, int, Tensor, Tensor]] = []
+        for depth in range(1, max(map(len, ordered), default=0) + 1):
+            nodes = [node for node, path in enumerate(ordered) if len(path) == depth]
+            above = torch.tensor([parents[node] + 1 for node in nodes])
+            ranks = torch.tensor([int(ordered[node][-1]) for node in nodes])
+            self.levels.append((nodes[0] + 1, nodes[-1] + 2, above, ranks))
+
+
+@cache
+def template(nodes: int, depth: int, chain: bool) -> _Cut:
+    """The ``nodes`` most often accepted paths of at most ``depth`` ranks; of first ranks alone if ``chain``."""
+    paths = [path for path in TEMPLATE.split() if len(path) <= depth and not (chain and path.strip("0"))]
+    return _Cut(paths[:nodes])
+
+
+@register(
+    Card(
+        slug="token-recycling",
+        name="Token recycling",
+        kind=Kind.DRAFTER,
+        summary="Drafts a tree from the candidates that the model itself named after each token when it last read it.",
+        paper="Turning Trash into Treasure: Accelerating Inference of Large Language Models with Token Recycling, 2024",
+        claim="about 2x faster without training and with less than 2 MB of state; 2.7 to 2.9 tokens a step",
+        lossless=True,
+    ),
+    TokenRecyclingSettings,
+)
+class TokenRecycling(Drafter):
+    """A tree read off the matrix of the model's own candidates.
+
+    Attributes:
+        matrix: ``[V, K]`` int32, the candidates after every token, most probable first; ``-1`` where nothing is known.
+            Shared by all branches and requests of a composition.
+    """
+
+    settings: TokenRecyclingSettings
+
+    def __init__(self, settings: TokenRecyclingSettings | None = None) -> None:
+        super().__init__(settings)
+        self.observes_prompt = self.settings.read_prompt and self.settings.update != "nothing"
+        self.matrix: Tensor | None = None
+        self._chain = False
+
+    def bind(self, setup: Setup) -> None:
+        size = setup.target.vocab_size
+        if self.matrix is None:
+            self.matrix = torch.full((size, K), UNKNOWN, dtype=torch.int32)
+        elif len(self.matrix) != size:
+            raise Incompatible(
+                f"token-recycling: the matrix is of a vocabulary of {len(self.matrix)}, {setup.target.name} has {size}"
+            )
+        self._chain = Capability.TREE not in setup.target.capabilities
+
+    # -- proposing ------------------------------------------------------------------------------------------------
+
+    def propose(self, branches: Sequence[Branch], budgets: Sequence[Budget]) -> list[Draft]:
+        return [Draft(tree) for tree in self.trees(branches, budgets)]
+
+    def trees(self, branches: Sequence[Branch], budgets: Sequence[Budget]) -> list[TokenTree]:
+        """A tree for every branch; branches with equal budgets are filled together."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for place, budget in enumerate(budgets):
+            groups.setdefault(budget.of(self.settings.nodes, 6), []).append(place)
+        trees = [TokenTree.empty()] * len(branches)
+        for (nodes, depth), places in groups.items():
+            cut = template(nodes, depth, self._chain)
+            roots = torch.tensor([branches[place].tokens[-1] for place in places])
+            for place, tokens in zip(places, self._fill(cut, roots).tolist(), strict=True):
+                tree = cut.tree.with_tokens(tokens)
+                if UNKNOWN in tokens:
+                    # Below an unknown node all are unknown, so the others are closed under parents.
+                    tree = tree.select(node for node, token in enumerate(tokens) if token != UNKNOWN)
+                trees[place] = tree
+        return trees
+
+    def _fill(self, cut: _Cut, roots: Tensor) -> Tensor:
+        """``[B, N]`` tokens of the template after each of ``roots`` ``[B]``."""
+        assert self.matrix is not None
+        tokens = torch.empty(len(roots), len(cut.tree) + 1, dtype=torch.int64)
+        tokens[:, 0] = roots
+        for first, last, above, ranks in cut.levels:
+            parents = tokens[:, above]
+            found = self.matrix[parents.clamp_min(0), ranks].long()
+            tokens[:, first:last] = found.masked_fill_(parents == UNKNOWN, UNKNOWN)
+        return tokens[:, 1:]
+
+    # -- learning -------------------------------------------------------------------------------------------------
+
+    def observe(self, step: Observation) -> None:
+        rows = step.scores.rows
+        if not rows or self.settings.update == "nothing":
+            return
+        assert self.matrix is not None
+        place = {node: row for row, node in enumerate(rows)}
+        kept = [node for node in step.kept if node in place]
+        nodes = kept if self.settings.update == "accepted" else [*rows, *kept]
+        # Later entries replace earlier ones of the same token; a scatter with duplicates would leave the order open.
+        latest = {step.tree.token_list[node]: place[node] for node in nodes}
+        logits = step.scores.logits
+        best = logits.topk(min(K, logits.shape[-1]), dim=-1).indices[list(latest.values())]
+        self.matrix[list(latest), : best.shape[1]] = best.to(self.matrix)
+
+    def reset(self) -> None:
+        """Forget everything (a cold start)."""
+        if self.matrix is not None:
+            self.matrix.fill_(UNKNOWN)
+
+    # -- keeping --------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write the matrix to a safetensors file, whole or not at all.
+
+        Raises:
+            InvalidInput: if there is none yet.
+            WeightsError: if the file cannot be written.
+        """
+        if self.matrix is None:
+            raise InvalidInput("token-recycling has no matrix before it is composed with a model")
+        path = Path(path)
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            save_file({"matrix": self.matrix}, draft)
+            draft.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"the matrix cannot be written to {path}: {error}") from error
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def load(self, path: str | Path) -> None:
+        """Start from a matrix that :meth:`save` wrote.
+
+        Raises:
+            WeightsError: if the file is missing, damaged, or holds something else.
+            Incompatible: if it is of another vocabulary than the model's.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                matrix: Tensor = file.get_tensor("matrix")
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"{path} is not a token-recycling matrix: {error}") from error
+        if matrix.dtype != torch.int32 or matrix.ndim != 2 or matrix.shape[1] != K:
+            raise WeightsError(
+                f"{path} holds a {tuple(matrix.shape)} matrix of {matrix.dtype}; (V, {K}) of int32 is needed"
+            )
+        low, high = matrix.aminmax()
+        if low < UNKNOWN or high >= len(matrix):
+            raise WeightsError(f"{path} holds tokens {int(low)} to {int(high)}; its vocabulary has {len(matrix)}")
+        if self.matrix is not None and len(self.matrix) != len(matrix):
+            raise Incompatible(f"{path} is of a vocabulary of {len(matrix)} tokens; the model has {len(self.matrix)}")
+        self.matrix = matrix

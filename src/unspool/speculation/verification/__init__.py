@@ -1,0 +1,1 @@
+"""Verifiers: which guesses stand? One file a rule."""
