@@ -202,7 +202,7 @@ def _check(made: Composition) -> None:
             f"{_name(verifier)} only judges deterministic choices; {_name(sampler)} draws at random: "
             "use temperature 0 or another verifier"
         )
-    if search is not None and search.lockstep and drafter is not None and hasattr(drafter, "card"):
+    if search is not None and search.lockstep and drafter is not None:
         raise Incompatible(
             f"{_name(search)} needs all branches to gain one token a step; {_name(drafter)} lets them gain different numbers"
         )

@@ -13,7 +13,7 @@ import torch
 from unspool.core.branch import Branch
 from unspool.core.errors import InvalidInput
 from unspool.core.events import Event, Finished, Prefilled, Probe, Scored, Started, Stepped
-from unspool.core.model import LanguageModel
+from unspool.core.model import Capability, LanguageModel
 from unspool.core.scores import LOGITS, Request, Scores
 from unspool.core.sockets import (
     Budget,
@@ -106,6 +106,8 @@ def decode(
     Raises:
         InvalidInput: for an empty prompt, one that leaves no room in the context, or a token outside the vocabulary.
     """
+    if chunk < 1:
+        raise InvalidInput(f"chunk is {chunk}; it must be at least 1")
     stop = stop or Stop()
     sampler = sampler or Greedy()
     parts: list[Part] = [p for p in (drafter, controller, verifier, sampler, constraint, cache_policy, search) if p]
@@ -123,7 +125,7 @@ def decode(
             yield Started(branch.index, len(prompt))
             loop.begin(branch)
         # A search forks after the prompt was read, so nothing of it may be left for the first step.
-        yield from loop.prefill(branches, 1 if search else chunk)
+        yield from loop.prefill(branches, chunk, leave=1 if search else chunk)
 
         groups: dict[int, list[Branch]] = {}
         for branch in branches:
@@ -137,6 +139,7 @@ def decode(
                 for twin in group[1:]:
                     loop.begin(twin)
             groups[branch.index] = group
+            loop.numbers[branch.index] = len(group)
 
         step = 0
         while groups:
@@ -171,14 +174,17 @@ def _check(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> None:
         which = f"prompt {index}" if len(prompts) > 1 else "the prompt"
         if not len(prompt):
             raise InvalidInput(f"{which} is empty; give at least one token")
-        if model.context_length is not None and len(prompt) >= model.context_length:
+        # What an encoder reads takes no place from the answer; the model checks it.
+        reads_apart = Capability.ENCODER in model.capabilities
+        if model.context_length is not None and len(prompt) >= model.context_length and not reads_apart:
             raise InvalidInput(
                 f"{which} has {len(prompt)} tokens; {model.name} has a context of {model.context_length}, "
                 "and at least one position is needed for the answer: shorten the prompt"
             )
-        worst = max(prompt, key=lambda t: abs(t - model.vocab_size // 2))
-        if not 0 <= worst < model.vocab_size:
-            raise InvalidInput(f"{which} holds token {worst}; {model.name} has tokens 0 to {model.vocab_size - 1}")
+        low, high = min(prompt), max(prompt)
+        if low < 0 or high >= model.vocab_size:
+            wrong = low if low < 0 else high
+            raise InvalidInput(f"{which} holds token {wrong}; {model.name} has tokens 0 to {model.vocab_size - 1}")
 
 
 class _Loop:
@@ -206,6 +212,7 @@ class _Loop:
         self.reads_prompt = any(part.observes_prompt for part in parts)
         self.texts: dict[tuple[int, int], TextStream] = {}
         self.released: set[int] = set()
+        self.numbers: dict[int, int] = {}
 
     # -- text -----------------------------------------------------------------------------------------------------
 
@@ -228,9 +235,8 @@ class _Loop:
 
     # -- the prompt -----------------------------------------------------------------------------------------------
 
-    def prefill(self, branches: list[Branch], leave: int) -> Iterator[Event]:
-        """Read the prompts, all but at most ``leave`` tokens of each, in pieces; the rest enters with the first step."""
-        size = max(leave, 256)
+    def prefill(self, branches: list[Branch], size: int, leave: int) -> Iterator[Event]:
+        """Read the prompts in pieces of at most ``size``; at most ``leave`` tokens of each enter with the first step."""
         while True:
             long = [branch for branch in branches if len(branch.pending) > leave]
             if not long:
@@ -259,7 +265,9 @@ class _Loop:
         streaming: bool,
     ) -> Iterator[Event]:
         clock = time.perf_counter
-        others = {id(model): model for part in self.parts for model in part.other_models}.values()
+        others = {
+            id(model): model for part in self.parts for model in part.other_models if model is not self.model
+        }.values()
         t0, target_before = clock(), self.model.forwards
         others_before = sum(other.forwards for other in others)
 
@@ -392,16 +400,17 @@ class _Loop:
 
     def move(self, group: list[Branch], moves: list[tuple[int, int | None]], everything: list[Branch]) -> list[Branch]:
         """The next round's branches; a source that is used again is forked, one that is not used is released."""
-        number = max(branch.number for branch in group) + 1
+        # A number is never given twice: it decides a branch's random draws.
+        index = group[0].index
         uses = [source for source, _ in moves]
         following: list[Branch] = []
         for place, (source, keep) in enumerate(moves):
             # The last use takes the branch itself: no copy of a cache without need.
             branch = group[source]
             if source in uses[place + 1 :]:
-                branch = branch.fork(number)
+                branch = branch.fork(self.numbers[index])
                 everything.append(branch)
-                number += 1
+                self.numbers[index] += 1
             following.append(branch)
             if keep is not None:
                 branch.rewind(keep)

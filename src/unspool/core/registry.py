@@ -82,7 +82,12 @@ class Registry:
                 if module.ispkg:
                     visit(list(loaded.__path__), module.name + ".")
 
-        visit(list(package.__path__), self._package + ".")
+        try:
+            visit(list(package.__path__), self._package + ".")
+        except BaseException:
+            # Half a list must not pass for the whole one.
+            self._discovered = False
+            raise
 
     def __iter__(self) -> Iterator[Method]:
         self.discover()

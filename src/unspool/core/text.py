@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from unspool.core.model import Tokenizer
 
 _REPLACEMENT = "\ufffd"
-# The longest UTF-8 character has four bytes; a replacement character that outlives as many tokens is really there.
+# The longest UTF-8 character has four bytes: if as many tokens complete none, only the last of the replacement
+# characters at the end may still become one.
 _LONGEST_CHARACTER = 4
 
 
@@ -26,9 +27,12 @@ class TextStream:
         self._tokenizer = tokenizer
         self._stops = tuple(stops)
         self._ids: list[int] = []
-        # Decoding starts a little before the new tokens, because tokenizers treat the first token of a text specially.
+        # Decoding starts a little before the new tokens, because tokenizers treat the first token of a text specially:
+        # at ``_context``, of whose text ``_sent`` characters were taken. Up to ``_whole`` it ends with a whole character.
         self._context = 0
-        self._read = 0
+        self._whole = 0
+        self._sent = 0
+        self._waiting = 0
         self._held = ""
         self._text: list[str] = []
         self.stopped: str | None = None
@@ -43,21 +47,29 @@ class TextStream:
         if self.stopped is not None:
             return ""
         self._ids.append(token)
-        before = self._tokenizer.decode(self._ids[self._context : self._read])
-        after = self._tokenizer.decode(self._ids[self._context :])
-        waiting = len(self._ids) - self._read
-        if after.endswith(_REPLACEMENT) and waiting < _LONGEST_CHARACTER:
+        text = self._tokenizer.decode(self._ids[self._context :])
+        whole = len(text.rstrip(_REPLACEMENT))
+        self._waiting = self._waiting + 1 if whole < len(text) else 0
+        if whole < len(text) and whole <= self._sent and self._waiting >= _LONGEST_CHARACTER:
+            piece = text[self._sent : -1]
+        else:
+            piece = text[self._sent : whole]
+        if not piece:
             return ""
-        self._context, self._read = self._read, len(self._ids)
-        return self._release(after[len(before) :])
+        self._waiting = 0
+        if whole == len(text):
+            self._context, self._whole = self._whole, len(self._ids)
+            self._sent = len(self._tokenizer.decode(self._ids[self._context :]))
+        else:
+            self._sent += len(piece)
+        return self._release(piece)
 
     def flush(self) -> str:
         """Release what was held back: the text ends here."""
         rest = ""
-        if self.stopped is None and self._read < len(self._ids):
-            before = self._tokenizer.decode(self._ids[self._context : self._read])
-            rest = self._tokenizer.decode(self._ids[self._context :])[len(before) :]
-            self._context, self._read = self._read, len(self._ids)
+        if self.stopped is None:
+            rest = self._tokenizer.decode(self._ids[self._context :])[self._sent :]
+            self._sent += len(rest)
         released = self._release(rest)
         if self.stopped is None and self._held:
             released += self._held

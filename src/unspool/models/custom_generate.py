@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.generation import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
+from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
 from unspool.core.branch import Branch
 from unspool.core.compose import compose
@@ -22,7 +22,7 @@ from unspool.core.decode import Stop
 from unspool.core.errors import InvalidInput
 from unspool.core.events import Finished, Stepped
 from unspool.core.model import LanguageModel
-from unspool.core.sockets import Distribution, Node, Sampler
+from unspool.core.sockets import Distribution, Node, Part, Sampler
 from unspool.models.load import wrap
 from unspool.models.seq2seq import Seq2SeqModel
 
@@ -33,41 +33,52 @@ class ProcessorSampler(Sampler):
     Args:
         processors: applied to the logits, given the text so far; warpers included.
         sample: draw, or take the most probable token.
+        rows: ``[B, L]`` what the user gave, padding included: processors count from its end.
     """
 
-    def __init__(self, processors: LogitsProcessorList, sample: bool) -> None:
+    def __init__(self, processors: LogitsProcessorList, sample: bool, rows: Tensor) -> None:
         super().__init__()
         self.processors = processors
         self.deterministic = not sample
+        self.rows = rows
 
-    def _processed(self, tokens: list[int], logits: Tensor) -> Tensor:
-        ids = torch.tensor([tokens], dtype=torch.int64, device=logits.device)
-        processed: Tensor = self.processors(ids, logits[None].float().clone())
+    def _processed(self, tokens: list[int], logits: Tensor, branch: Branch) -> Tensor:
+        generated = torch.tensor(tokens[branch.prompt_length :], dtype=torch.int64, device=logits.device)
+        ids = torch.cat([self.rows[branch.index].to(logits.device), generated])
+        processed: Tensor = self.processors(ids[None], logits[None].float().clone())
         return processed[0]
 
     def distribution(self, node: Node) -> Distribution:
-        scores = self._processed(node.tokens, node.logits)
+        scores = self._processed(node.tokens, node.logits, node.branch)
         if self.deterministic:
             return Distribution.point(int(scores.argmax()))
         return Distribution(torch.softmax(scores, dim=-1))
 
     def draft_probs(self, logits: Tensor, tokens: list[int], branch: Branch) -> Tensor:
-        return torch.softmax(self._processed(tokens, logits), dim=-1)
+        return torch.softmax(self._processed(tokens, logits, branch), dim=-1)
 
 
 def as_custom_generate(
-    method: str = "auto", *, draft: LanguageModel | PreTrainedModel | None = None, **settings: Any
+    method: str = "auto",
+    *,
+    draft: LanguageModel | PreTrainedModel | None = None,
+    streamer: BaseStreamer | None = None,
+    **settings: Any,
 ) -> Callable[..., Any]:
     """A function for the ``custom_generate`` argument of transformers' ``generate``.
 
     Args:
         method: a slug, or several joined by ``+``.
         draft: a draft model, for methods that need one.
+        streamer: is given the prompt and every token. To be set here: transformers does not hand the ``streamer``
+            argument of ``generate`` on to functions.
         settings: of the methods.
 
-    What a drafter learns is kept from call to call as long as the returned function is used with one model.
+    What a drafter learns is kept from call to call, for every model that the returned function is used with.
     """
-    built: dict[int, tuple[PreTrainedModel, LanguageModel, Any]] = {}
+    built: dict[int, tuple[PreTrainedModel, LanguageModel, list[Part]]] = {}
+    second = wrap(draft) if isinstance(draft, PreTrainedModel) else draft
+    models = {} if second is None else {"draft": second}
 
     def generate(
         model: PreTrainedModel,
@@ -76,7 +87,6 @@ def as_custom_generate(
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
         synced_gpus: bool = False,
-        streamer: Any = None,
         inputs_tensor: Tensor | None = None,
         **model_kwargs: Any,
     ) -> Any:
@@ -84,15 +94,8 @@ def as_custom_generate(
             raise InvalidInput(f"num_beams is {generation_config.num_beams}; set it to 1: {method} decides what is explored")
         if (generation_config.num_return_sequences or 1) > 1 and not generation_config.do_sample:
             raise InvalidInput("several return sequences need do_sample=True; greedy ones would all be the same")
-        if id(model) not in built:
-            second = wrap(draft) if isinstance(draft, PreTrainedModel) else draft
-            built[id(model)] = (model, wrap(model), second)
-        _, target, second = built[id(model)]
-        sampler = ProcessorSampler(logits_processor, bool(generation_config.do_sample))
-        parts = compose(
-            target, method, settings=settings, sampler=sampler, models={"draft": second} if second is not None else {}
-        )
-
+        # The model is kept with what was built for it, so that its id is not given to another.
+        _, target, kept = built[id(model)] if id(model) in built else (model, wrap(model), [])
         if isinstance(target, Seq2SeqModel):
             # What the encoder is to read comes beside the decoder's first tokens; a forced one counts among these.
             assert inputs_tensor is not None
@@ -101,12 +104,22 @@ def as_custom_generate(
             input_ids = input_ids.new_tensor([target.start_tokens] * len(prompts))
         else:
             prompts = _prompts(input_ids, model_kwargs)
+        sampler = ProcessorSampler(logits_processor, bool(generation_config.do_sample), input_ids)
+        parts = compose(target, kept or method, settings={} if kept else settings, sampler=sampler, models=models)
+        built[id(model)] = (model, target, [part for part in parts.parts if part is not sampler])
+        if parts.sampler is not sampler and len(logits_processor):
+            raise InvalidInput(
+                f"{method} brings a sampler of its own, which knows nothing of the logits processors in use: "
+                f"{', '.join(type(processor).__name__ for processor in logits_processor)}; leave one of the two out"
+            )
         limit = generation_config.max_length - input_ids.shape[1]
         seed = int(torch.randint(2**62, ())) if generation_config.do_sample else 0
         # Stopping criteria decide; of the loop's own reasons only the length counts.
         stop = Stop(max_new_tokens=max(limit, 1), tokens=_eos(generation_config))
         generated: list[list[int]] = [[] for _ in prompts]
         ended = [False] * len(prompts)
+        if streamer is not None:
+            streamer.put(input_ids.cpu())
         for event in parts.decode(prompts, stop=stop, seed=seed):
             if isinstance(event, Stepped):
                 row = event.index

@@ -146,10 +146,18 @@ class KVPass(transformers.Cache):
         caches: one a row of the batch.
         starts: the position at which each row's first new key is written.
         counts: how many of the (padded) new keys of each row are real.
+        depths: of all nodes of each row's tree, the known ones too; for networks that ask at which position a key is.
     """
 
-    def __init__(self, caches: Sequence[KVCache], starts: Sequence[int], counts: Sequence[int]) -> None:
+    def __init__(
+        self,
+        caches: Sequence[KVCache],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        depths: Sequence[Sequence[int]] = (),
+    ) -> None:
         super().__init__(layers=[])
+        self.depths = depths
         self.caches = caches
         self.starts = starts
         self.counts = counts

@@ -153,13 +153,14 @@ class RecurrentModel(LanguageModel):
         if self.context_length is not None and cache.length + len(tree) > self.context_length:
             raise InvalidInput(f"{cache.length + len(tree)} positions exceed the context of {self.name}, {self.context_length}")
 
-        if known:
+        if known and known == len(cache.scratch):
             state, ahead = cache.scratch_state, []
         else:
             if len(cache.backlog) > _LONGEST_BACKLOG:
                 cache.state, _ = self._run(copy.deepcopy(cache.state), cache.backlog)
                 cache.backlog = []
-            state, ahead = copy.deepcopy(cache.state), cache.backlog
+            # A state that saw more than the known nodes is of no use: begin again behind the committed text.
+            state, ahead = copy.deepcopy(cache.state), cache.backlog + tree.token_list[:known]
         cache.scratch_state, logits = self._run(state, ahead + tree.token_list[known:])
         cache.scratch = list(tree.token_list)
         rows = list(range(known, len(tree))) if request.rows is None else request.rows

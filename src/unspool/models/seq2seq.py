@@ -51,7 +51,7 @@ class SourcePool(KVPool):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cross: tuple[tuple[int, ...], DynamicCache, Tensor, Tensor] | None = None
+        self.cross: tuple[list[Tensor], DynamicCache, Tensor, Tensor] | None = None
 
     def claim(self) -> SourceCache:
         cache = SourceCache(self, len(self.owners))
@@ -88,11 +88,14 @@ class Seq2SeqModel(TransformersModel):
             raise Incompatible(f"{name or type(model).__name__} names no decoder_start_token_id in its configuration")
         forced = getattr(generation, "forced_bos_token_id", None)
         self.start_tokens = [int(start)] + ([int(forced)] if forced is not None else [])
-        super().__init__(model, tokenizer, name)
         # T5 has relative positions and no limit; the others name theirs.
-        self.context_length = getattr(config, "max_position_embeddings", None)
-        self.source_length: int | None = self.context_length
+        self.source_length: int | None = getattr(config, "max_position_embeddings", None)
+        super().__init__(model, tokenizer, name)
+        self.context_length = self.source_length
         self.capabilities |= {Capability.ENCODER}
+        if not hasattr(self.decoder, "embed_positions"):
+            # The first layer hands its relative position bias to all others, so none runs without it.
+            self.capabilities -= {Capability.LAYER_RANGES}
 
     @property
     def hidden_size(self) -> int:
@@ -159,13 +162,14 @@ class Seq2SeqModel(TransformersModel):
         caches: list[SourceCache] = kv.caches  # type: ignore[assignment]
         pool = caches[0].pool
         assert isinstance(pool, SourcePool)
-        key = tuple(id(cache.states) for cache in caches)
-        if pool.cross is None or pool.cross[0] != key:
-            states = nn.utils.rnn.pad_sequence([cache.states for cache in caches], batch_first=True)
+        sources = [cache.states for cache in caches]
+        known = pool.cross[0] if pool.cross is not None else []
+        if pool.cross is None or len(known) != len(sources) or any(a is not b for a, b in zip(known, sources, strict=True)):
+            states = nn.utils.rnn.pad_sequence(sources, batch_first=True)
             real = torch.zeros(states.shape[:2], dtype=torch.int64, device=states.device)
             for row, cache in enumerate(caches):
                 real[row, : len(cache.states)] = 1
-            pool.cross = (key, DynamicCache(), states, real)
+            pool.cross = (sources, DynamicCache(), states, real)
         return pool.cross[1:]
 
     @contextmanager
@@ -174,15 +178,13 @@ class Seq2SeqModel(TransformersModel):
         embedding = getattr(self.decoder, "embed_positions", None)
         if embedding is not None:
 
-            def hook(module: Any, args: Any, output: Any) -> Tensor:
-                # BART's tables begin with two rows that are no positions.
-                return nn.functional.embedding(positions + getattr(module, "offset", 0), module.weight)
-
-            handle = embedding.register_forward_hook(hook)
+            # BART's tables begin with two rows that are no positions.
+            rows = positions + getattr(embedding, "offset", 0)
             try:
+                embedding.forward = lambda *args, **kwargs: nn.functional.embedding(rows, embedding.weight)
                 yield
             finally:
-                handle.remove()
+                del embedding.forward
             return
 
         biased = [m for m in self.decoder.modules() if getattr(m, "has_relative_attention_bias", False)]
@@ -209,7 +211,12 @@ class Seq2SeqModel(TransformersModel):
 
     def _key_positions(self, positions: Tensor, kv: KVPass) -> Tensor:
         """``[B, end]`` position of every key: the cached ones in order, then the nodes' own."""
-        keys = torch.arange(kv.end, device=positions.device).repeat(len(kv.caches), 1)
-        for row, (start, count) in enumerate(zip(kv.starts, kv.counts, strict=True)):
-            keys[row, start : start + count] = positions[row, :count]
-        return keys
+        keys = torch.arange(kv.end).repeat(len(kv.caches), 1)
+        for row, (cache, depths) in enumerate(zip(kv.caches, kv.depths, strict=True)):
+            keys[row, cache.length : cache.length + len(depths)] = torch.tensor(depths) + cache.length
+        return keys.to(positions.device)
+
+    def _one_token(self) -> Any:
+        nothing = torch.zeros(1, 1, self.hidden_size, dtype=self.dtype, device=self.device)
+        token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        return self.model(encoder_outputs=(nothing,), decoder_input_ids=token, use_cache=False)

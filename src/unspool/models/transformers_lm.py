@@ -172,7 +172,7 @@ class TransformersModel(LanguageModel):
         counts = [len(request.tree) - request.known for request in batch]
         width = max(counts)
         starts = [cache.length + request.known for cache, request in zip(caches, batch, strict=True)]
-        kv = KVPass(caches, starts, counts)
+        kv = KVPass(caches, starts, counts, [request.tree.depths for request in batch])
 
         ids = torch.zeros(len(batch), width, dtype=torch.int64)
         positions = torch.zeros(len(batch), width, dtype=torch.int64)
@@ -260,7 +260,11 @@ class TransformersModel(LanguageModel):
                 raise InvalidInput(
                     f"{cache.length} cached and {tree.depth} new positions exceed the context of {self.name}, {self.context_length}"
                 )
-        if layers is not None and (list(layers) != sorted(set(layers)) or not layers or layers[-1] >= self.num_layers):
+        if layers is not None:
+            self.require(frozenset({Capability.LAYER_RANGES}), "a range of layers")
+        if layers is not None and (
+            not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= self.num_layers
+        ):
             raise InvalidInput(f"layers {list(layers)} must ascend within 0 to {self.num_layers - 1}")
 
     def _masks(
@@ -307,6 +311,10 @@ class TransformersModel(LanguageModel):
     @contextmanager
     def _taps(self, wanted: frozenset[int]) -> Iterator[dict[int, Tensor]]:
         """Collect hidden states ``[B, N, d]`` on the way: 0 enters the first layer, k leaves the k-th, -1 enters the head."""
+        if wrong := [layer for layer in wanted if not -1 <= layer <= self.num_layers]:
+            raise InvalidInput(
+                f"hidden states after layer {wrong[0]} were wanted; {self.name} has {self.num_layers} layers"
+            )
         tapped: dict[int, Tensor] = {}
         handles = []
 
@@ -327,10 +335,8 @@ class TransformersModel(LanguageModel):
                 handles.append(self.layers[0].register_forward_pre_hook(entering, with_kwargs=True))
             elif layer == -1:
                 handles.append(self.decoder.register_forward_hook(final))
-            elif 1 <= layer <= self.num_layers:
-                handles.append(self.layers[layer - 1].register_forward_hook(leaving(layer)))
             else:
-                raise InvalidInput(f"hidden states after layer {layer} were wanted; {self.name} has {self.num_layers} layers")
+                handles.append(self.layers[layer - 1].register_forward_hook(leaving(layer)))
         try:
             yield tapped
         finally:
@@ -392,11 +398,15 @@ class TransformersModel(LanguageModel):
         # Heads differ (scaling, soft-capping, biases): run the network's own on one token and exchange what it reads.
         handle = self.decoder.register_forward_hook(hook)
         try:
-            out = self.model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=self.device), use_cache=False)
+            out = self._one_token()
         finally:
             handle.remove()
         logits: Tensor = out.logits[0]
         return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+
+    def _one_token(self) -> Any:
+        """The network's output for any one token."""
+        return self.model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=self.device), use_cache=False)
 
 
 def stop_tokens_of(model: PreTrainedModel) -> frozenset[int]:
