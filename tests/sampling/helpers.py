@@ -69,7 +69,9 @@ def run(
     return Ran([finished[index] for index in range(len(prompts))], events)
 
 
-def node(model: TableModel, tokens: list[int], logits: torch.Tensor | None = None, prompt_length: int | None = None) -> Node:
+def node(
+    model: TableModel, tokens: list[int], logits: torch.Tensor | None = None, prompt_length: int | None = None
+) -> Node:
     """A place at the end of ``tokens``, outside of the loop."""
     branch = Branch(0, 0, list(tokens), model.new_cache(), 0, model.device, [])
     branch.prompt_length = len(tokens) if prompt_length is None else prompt_length

@@ -55,7 +55,14 @@ WARPS: dict[Any, tuple[Warp, float]] = {
 
 
 def answers(
-    model: TableModel, algorithm: Any, particles: int, runs: int, length: int, sampler: Sampler, seed: int = 0, **parts: Any
+    model: TableModel,
+    algorithm: Any,
+    particles: int,
+    runs: int,
+    length: int,
+    sampler: Sampler,
+    seed: int = 0,
+    **parts: Any,
 ) -> tuple[list[tuple[int, ...]], LocalNormalizationDistortion]:
     """``runs`` independent answers in one batch."""
     # At this threshold nearly every step resamples, particles that have ended included.
@@ -142,7 +149,9 @@ def _with_stay(moves: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("sampler", [top_2, cold])
-@pytest.mark.parametrize(("algorithm", "law"), [("metropolis", transitions_independent), ("suffix-metropolis", transitions_suffix)])
+@pytest.mark.parametrize(
+    ("algorithm", "law"), [("metropolis", transitions_independent), ("suffix-metropolis", transitions_suffix)]
+)
 @pytest.mark.parametrize("drafted", [False, True])
 def test_chains_follow_their_exact_law(
     model: TableModel, algorithm: str, law: Any, sampler: Any, drafted: bool

@@ -153,7 +153,9 @@ class Only(Constraint):
         return torch.tensor([token in self.tokens for token in range(6)])
 
 
-@pytest.mark.parametrize("values", [{"temperature": 1.0}, {"temperature": 0.5, "top_k": 2}, {"temperature": 2.0}], ids=str)
+@pytest.mark.parametrize(
+    "values", [{"temperature": 1.0}, {"temperature": 0.5, "top_k": 2}, {"temperature": 2.0}], ids=str
+)
 def test_log_z_tells_the_local_normaliser(values: dict[str, Any]) -> None:
     model = TableModel()
     tau = values["temperature"]

@@ -108,7 +108,9 @@ WARPERS = st.one_of(
 LOGITS = st.integers(1, 24).flatmap(
     lambda width: st.lists(
         st.lists(
-            st.one_of(st.sampled_from([-3.0, 0.0, 0.5, 40.0, -math.inf]), st.floats(-30, 30)), min_size=width, max_size=width
+            st.one_of(st.sampled_from([-3.0, 0.0, 0.5, 40.0, -math.inf]), st.floats(-30, 30)),
+            min_size=width,
+            max_size=width,
         ).filter(lambda row: max(row) > -math.inf),
         min_size=1,
         max_size=4,
@@ -150,7 +152,9 @@ def test_truncations_keep_the_top_and_are_monotone(
     assert not bool((fewer & ~kept).any()), "a tighter setting keeps no other token"
     for row, keep in zip(logits, fewer, strict=True):
         left_out = row[~keep]
-        assert len(left_out) == 0 or float(row[keep].min()) > float(left_out.max()) or bool((left_out == -torch.inf).all())
+        assert (
+            len(left_out) == 0 or float(row[keep].min()) > float(left_out.max()) or bool((left_out == -torch.inf).all())
+        )
 
 
 @given(UNIT, st.integers(0, 2**31), st.sampled_from([6, 600, 5000]))

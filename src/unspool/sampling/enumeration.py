@@ -1,9 +1,9 @@
-"""Small models without chance: every string with its exact probabilities, and samplers that draw by the hundred thousand.
+"""Small models written out: every string with its exact probabilities, and samplers that draw by the hundred thousand.
 
-:func:`enumerate_strings` walks the tree of all continuations and so gives the local distribution ``q`` and the globally
-normalised ``pi`` exactly (``distortion`` defines both). :class:`Chain` holds the same tree as tables, for a fixed length; on it
-the algorithms of ``local-normalization-distortion`` run for many independent answers at once, which is what it takes to
-see that they draw from ``pi``.
+:func:`enumerate_strings` walks the tree of all continuations and so gives the local distribution ``q`` and the
+globally normalised ``pi`` exactly (``distortion`` defines both). :class:`Chain` holds the same tree as tables, for a
+fixed length; on it the algorithms of ``local-normalization-distortion`` run for many independent answers at once,
+which is what it takes to see that they draw from ``pi``.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def enumerate_strings(
 
 @dataclass(frozen=True)
 class Chain:
-    """A local sampler of strings of ``T`` tokens as tables. A text of ``t`` tokens is the number that they spell to base ``V``.
+    """A local sampler of strings of ``T`` tokens as tables.
+
+    A text of ``t`` tokens is the number that they spell to base ``V``.
 
     Args:
         steps: for each ``t``, the distribution of the next token ``[V^t, V]`` after every text.
@@ -179,7 +181,8 @@ class Chain:
         return state
 
     def smc(self, count: int, particles: int, rng: torch.Generator) -> Tensor:
-        """``[count]`` answers, each of a particle filter that resamples below an effective size of half its particles."""
+        """``[count]`` answers, each of a particle filter that resamples below an effective size of half its
+        particles."""
         texts = torch.zeros(count, particles, dtype=torch.int64)
         weights = torch.zeros(count, particles, dtype=torch.float64)
         for depth, log_z in enumerate(self.log_z):

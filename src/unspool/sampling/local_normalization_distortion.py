@@ -7,8 +7,8 @@ the division: a text ``w`` comes with probability in proportion to ``p(w)`` if e
 ``omega = prod_t Z_t``, and answers with one:
 
 - ``smc``: ``M`` particles side by side; where the effective sample size of the weights since the last resampling
-  falls below ``resample_below * M``, they are resampled systematically. A finished text keeps its weight (its further ``Z`` are 1)
-  and stays in the draw. The answer is drawn by the final weights.
+  falls below ``resample_below * M``, they are resampled systematically. A finished text keeps its weight (its further
+  ``Z`` are 1) and stays in the draw. The answer is drawn by the final weights.
 - ``importance``: the same without resampling.
 - ``metropolis``: ``M`` independent texts as the proposals of a chain; a proposal replaces the state with probability
   ``min(1, omega' / omega)``. The last state is the answer.

@@ -49,7 +49,7 @@ class LookBackSettings:
     """The paper tunes ``k`` among 5, 8 and 10 and ``alpha`` in about 0.5 to 1.6 nats."""
 
     k: Annotated[int, Field(ge=1, description="candidates on an alarm")] = 8
-    alpha: Annotated[float, Field(ge=0, description="alarm at this distance or nearer, in nats")] = 1.0
+    alpha: Annotated[float, Field(gt=0, description="alarm at this distance or nearer, in nats")] = 1.0
     otherwise: Annotated[
         Literal["greedy", "topk_sample"], Field(description="without an alarm: the top token, or a draw from the top k")
     ] = "greedy"

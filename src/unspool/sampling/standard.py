@@ -18,7 +18,8 @@ Penalties enter as factors: with ``d_v`` what they add to a logit, the unnormali
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import torch
 from pydantic import AfterValidator, Field
@@ -112,6 +113,16 @@ class StandardSampler(Sampler):
             made.repetition_penalty != 1 or made.presence_penalty or made.frequency_penalty or made.no_repeat_ngram
         )
         self._adjusts = self._reads_text or bool(made.logit_bias)
+        # Each with the value at which it changes nothing.
+        truncations: list[tuple[Callable[[Tensor, Any], Tensor], float, float]] = [
+            (warp.top_k, made.top_k, 0),
+            (warp.top_p, made.top_p, 1),
+            (warp.min_p, made.min_p, 0),
+            (warp.typical, made.typical_p, 1),
+            (warp.epsilon_cutoff, made.epsilon_cutoff, 0),
+            (warp.eta_cutoff, made.eta_cutoff, 0),
+        ]
+        self._truncations = [(warper, value) for warper, value, off in truncations if value != off]
 
     def bind(self, setup: Setup) -> None:
         if self.settings.logit_bias:
@@ -124,10 +135,10 @@ class StandardSampler(Sampler):
             logits = self.penalised(logits, node.tokens if self._reads_text else [], node.branch)
         if self.deterministic:
             return Distribution.point(int(logits.argmax()))
+        warped, tokens = self._shortlist(logits)
         own = warp.working(node.logits if node.walk is None else node.walk.logits(node.index))
-        warped = self.warped(logits)
         log_z = float(warp.log_normaliser(warped, own, self.settings.temperature))
-        return Distribution(torch.softmax(warped, -1), log_z=log_z)
+        return Distribution(_spread(warped, tokens, len(own)), log_z=log_z)
 
     def draft_probs(self, logits: Tensor, tokens: list[int], branch: Branch) -> Tensor:
         if self._adjusts:
@@ -135,7 +146,7 @@ class StandardSampler(Sampler):
         if self.deterministic:
             logits = warp.working(logits)
             return Distribution.point(int(logits.argmax())).dense(logits)
-        return torch.softmax(self.warped(logits), -1)
+        return _spread(*self._shortlist(logits), len(logits))
 
     def penalised(self, logits: Tensor, tokens: list[int], branch: Branch) -> Tensor:
         """``[V]`` logits after bias and penalties, where ``tokens`` (those of ``branch`` first) is the text so far."""
@@ -162,20 +173,31 @@ class StandardSampler(Sampler):
 
     def warped(self, logits: Tensor) -> Tensor:
         """``[..., V]`` logits after temperature (which must not be 0) and truncations."""
-        made = self.settings
-        logits = warp.working(logits)
-        if made.temperature != 1:
-            logits = warp.temperature(logits, made.temperature)
-        if made.top_k:
-            logits = warp.top_k(logits, made.top_k)
-        if made.top_p < 1:
-            logits = warp.top_p(logits, made.top_p)
-        if made.min_p:
-            logits = warp.min_p(logits, made.min_p)
-        if made.typical_p < 1:
-            logits = warp.typical(logits, made.typical_p)
-        if made.epsilon_cutoff:
-            logits = warp.epsilon_cutoff(logits, made.epsilon_cutoff)
-        if made.eta_cutoff:
-            logits = warp.eta_cutoff(logits, made.eta_cutoff)
+        logits = self._tempered(logits)
+        for warper, value in self._truncations:
+            logits = warper(logits, value)
         return logits
+
+    def _tempered(self, logits: Tensor) -> Tensor:
+        logits = warp.working(logits)
+        made = self.settings.temperature
+        return logits if made == 1 else warp.temperature(logits, made)
+
+    def _shortlist(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """:meth:`warped` of ``[V]`` logits without the dropped tokens: ``[K]`` logits and tokens (``None`` for all).
+
+        The first truncation leaves so few that what follows costs next to nothing.
+        """
+        logits, tokens = self._tempered(logits), None
+        for warper, value in self._truncations:
+            logits = warper(logits, value)
+            if tokens is None:
+                tokens = (logits > -torch.inf).nonzero()[:, 0]
+                logits = logits[tokens]
+        return logits, tokens
+
+
+def _spread(logits: Tensor, tokens: Tensor | None, size: int) -> Tensor:
+    """``[V]`` probabilities from the logits of a shortlist."""
+    probs = torch.softmax(logits, -1)
+    return probs if tokens is None else probs.new_zeros(size).index_copy_(0, tokens, probs)

@@ -98,9 +98,11 @@ def no_repeat_ngram(logits: Tensor, tokens: Tensor, size: int) -> Tensor:
     grams = tokens.unfold(-1, size, 1)
     ending = tokens[..., None, length - size + 1 :]
     repeats = (grams[..., :-1] == ending).all(-1)
-    banned = torch.zeros_like(logits, dtype=torch.int64).scatter_add_(-1, grams[..., -1], repeats.long()) > 0
-    out = logits.masked_fill(banned, -torch.inf)
-    return torch.where(_alive(out), out, logits)
+    # The least of the logit and of what its occurrences say: an n-gram that does not repeat has no say.
+    verdicts = torch.where(repeats, -torch.inf, torch.inf).to(logits.dtype)
+    out = logits.scatter_reduce(-1, grams[..., -1], verdicts, "amin")
+    alive = out.amax(-1, keepdim=True) > -torch.inf
+    return out if bool(alive.all()) else torch.where(alive, out, logits)
 
 
 # -- temperature and truncations: functions of the distribution ---------------------------------------------------
@@ -124,7 +126,8 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     Case of Neural Text Degeneration, 2020, section 3.1, equation 2); at least the most probable one."""
     if p >= 1:
         return logits
-    return logits.masked_fill(-logits > _reaching(-logits, torch.softmax(logits, -1), p), -torch.inf)
+    order = -logits
+    return logits.masked_fill(order > _reaching(order, torch.softmax(logits, -1), p), -torch.inf)
 
 
 def min_p(logits: Tensor, share: float) -> Tensor:
@@ -158,10 +161,6 @@ def eta_cutoff(logits: Tensor, epsilon: float) -> Tensor:
     p = torch.softmax(logits, -1)
     entropy = torch.special.entr(p).sum(-1, keepdim=True)
     return _at_least(logits, p, (math.sqrt(epsilon) * torch.exp(-entropy)).clamp_max(epsilon))
-
-
-def _alive(logits: Tensor) -> Tensor:
-    return (logits > -torch.inf).any(-1, keepdim=True)
 
 
 def _at_least(logits: Tensor, p: Tensor, bound: Tensor | float) -> Tensor:
