@@ -17,6 +17,8 @@ from unspool.models.load import wrap
 
 VOCAB = 64
 CONTEXT = 128
+SHORT_CONTEXT = 48
+"""Of the decoders of models with an encoder, whose texts begin at nothing."""
 
 _BASE: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -39,7 +41,7 @@ _SEQ2SEQ: dict[str, Any] = {
     "decoder_attention_heads": 4,
     "encoder_ffn_dim": 64,
     "decoder_ffn_dim": 64,
-    "max_position_embeddings": CONTEXT,
+    "max_position_embeddings": SHORT_CONTEXT,
     "bos_token_id": None,
     "eos_token_id": None,
     "forced_eos_token_id": None,
@@ -102,7 +104,7 @@ def config(shape: str) -> Any:
             )
         case "jamba":
             return transformers.JambaConfig(
-                **{**_GATED, "num_hidden_layers": 4}, num_experts=2, attn_layer_period=2, attn_layer_offset=1
+                **{**_GATED, "num_hidden_layers": 2}, num_experts=2, attn_layer_period=2, attn_layer_offset=1
             )
         case "t5":
             return transformers.T5Config(

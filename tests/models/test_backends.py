@@ -17,6 +17,7 @@ from tests.models.shapes import (
     ENCODER_DECODERS,
     RECURRENT,
     SHAPES,
+    SHORT_CONTEXT,
     TREES,
     VOCAB,
     backend,
@@ -476,13 +477,14 @@ def test_tokens_outside_the_vocabulary(shape: str, token: int) -> None:
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s not in ("t5", "mamba", "mamba2")])
 def test_the_context_is_a_limit(shape: str) -> None:
     lm = backend(shape)
-    assert lm.context_length == CONTEXT
+    limit = SHORT_CONTEXT if shape in ENCODER_DECODERS else CONTEXT
+    assert lm.context_length == limit
     cache = lm.new_cache()
-    lm.prefill(cache, [1] * (CONTEXT - 2), rows=[])
+    lm.prefill(cache, [1] * (limit - 2), rows=[])
     # A wide tree is no deeper than its longest path.
     if shape not in RECURRENT:
         lm.score([Request(cache, TokenTree([1, 2, 3, 4], [-1, -1, 0, 1]))])
-    with pytest.raises(InvalidInput, match=rf"exceed the context of tiny-{shape}, {CONTEXT}"):
+    with pytest.raises(InvalidInput, match=rf"exceed the context of tiny-{shape}, {limit}"):
         lm.score([Request(cache, TokenTree.chain([1, 2, 3]))])
     lm.score([Request(cache, TokenTree.chain([1, 2]))])
 
@@ -493,8 +495,8 @@ def test_models_without_a_limit(shape: str) -> None:
 
 
 def test_a_source_longer_than_the_encoder() -> None:
-    with pytest.raises(InvalidInput, match=r"prompt 0 has 129 tokens; the encoder of tiny-bart reads 128"):
-        backend("bart").start([[5] * 129])
+    with pytest.raises(InvalidInput, match=r"prompt 0 has 49 tokens; the encoder of tiny-bart reads 48"):
+        backend("bart").start([[5] * 49])
 
 
 def test_requests_that_make_no_sense(shape: str) -> None:

@@ -1,9 +1,10 @@
-"""GGUF files become networks and tokenizers that say the same, and damaged ones become errors that say what is wrong."""
+"""GGUF files become networks and tokenizers that say the same; damaged ones become errors that say what is wrong."""
 
 import json
 import struct
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-
 from tests.models import gguf_files as files
+
 from unspool.core.errors import DownloadError, InvalidInput, WeightsError
 from unspool.models import gguf
 from unspool.models.gguf import conversion
@@ -94,16 +95,28 @@ def network_of(arch: str, vocabulary: int, tied: bool) -> Any:
         )
         return files.randomise(t.Phi3ForCausalLM(config))
     config = t.GPT2Config(
-        vocab_size=vocabulary, n_embd=64, n_inner=96, n_layer=2, n_head=4, n_positions=64, tie_word_embeddings=tied
+        vocab_size=vocabulary,
+        n_embd=64,
+        n_inner=96,
+        n_layer=2,
+        n_head=4,
+        n_positions=64,
+        tie_word_embeddings=tied,
+        bos_token_id=1,
+        eos_token_id=2,
     )
     return files.randomise(t.GPT2LMHeadModel(config))
 
 
 ALWAYS_TIED = {"gemma2"}  # the format has no output matrix for it
-CASES = [(arch, tied) for arch in sorted(gguf.ARCHITECTURES) for tied in (True, False) if tied or arch not in ALWAYS_TIED]
+CASES = [
+    (arch, tied) for arch in sorted(gguf.ARCHITECTURES) for tied in (True, False) if tied or arch not in ALWAYS_TIED
+]
 
 
-@pytest.mark.parametrize(("arch", "tied"), CASES, ids=[f"{arch}-{'tied' if tied else 'untied'}" for arch, tied in CASES])
+@pytest.mark.parametrize(
+    ("arch", "tied"), CASES, ids=[f"{arch}-{'tied' if tied else 'untied'}" for arch, tied in CASES]
+)
 @torch.inference_mode()
 def test_a_network_survives_the_way_through_a_file(arch: str, tied: bool, tmp_path: Path) -> None:
     vocabulary = files.byte_level_vocabulary()
@@ -269,8 +282,13 @@ def test_digits_stand_alone_where_the_file_says_so(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     text = "hello  12"
-    assert pieces(tokenizer_of(tmp_path / "a", files.byte_level_vocabulary("smollm")), text) == ["hello", "ĠĠ", "1", "2"]
-    assert pieces(tokenizer_of(tmp_path / "b", files.byte_level_vocabulary("gpt-2")), text) == ["hello", "Ġ", "Ġ", "12"]
+    assert pieces(tokenizer_of(tmp_path / "a", files.byte_level_vocabulary("smollm")), text) == [
+        "hello",
+        "ĠĠ",
+        "1",
+        "2",
+    ]
+    assert pieces(tokenizer_of(tmp_path / "b", files.byte_level_vocabulary("gpt-2")), text) == ["hello", "Ġ", "Ġ1", "2"]
 
 
 def test_llama_3_takes_whole_words_first(tmp_path: Path) -> None:
@@ -303,7 +321,7 @@ def test_text_survives_the_round_trip(kind: str, text: str, tmp_path_factory: py
 
 
 def sentencepiece(text: str, vocabulary: dict[str, Any]) -> list[int]:
-    """The definition: user-defined tokens are whole; then the adjacent pair with the best score is joined, and again."""
+    """The definition: user-defined tokens are whole; then the adjacent pair with the best score is joined; repeat."""
     tokens = vocabulary["tokenizer.ggml.tokens"]
     index = {token: number for number, token in enumerate(tokens)}
     scores = dict(zip(tokens, vocabulary["tokenizer.ggml.scores"], strict=True))
@@ -314,7 +332,7 @@ def sentencepiece(text: str, vocabulary: dict[str, Any]) -> list[int]:
     def join(text: str) -> list[int]:
         parts = list(text.replace(" ", "▁"))
         while True:
-            pairs = [(scores[a + b], -at) for at, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in index]
+            pairs = [(scores[a + b], -at) for at, (a, b) in enumerate(pairwise(parts)) if a + b in index]
             if not pairs:
                 break
             at = -max(pairs)[1]
@@ -350,7 +368,12 @@ def test_special_tokens_are_whole_in_text_and_hidden_in_output(tmp_path: Path) -
     assert ids[0] == 1
     assert ids[-1] == 2
     assert tokenizer.decode(ids, skip_special_tokens=True) == "hello"
-    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id) == (1, 2, 2, 0)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id) == (
+        1,
+        2,
+        2,
+        0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -365,6 +388,14 @@ def test_text_starts_and_ends_as_the_file_says(
     tokenizer = tokenizer_of(tmp_path, vocabulary)
     bare = tokenizer("abc", add_special_tokens=False)["input_ids"]
     assert tokenizer("abc")["input_ids"] == [*start, *bare, *end]
+
+
+def test_a_vocabulary_without_special_tokens(tmp_path: Path) -> None:
+    named = [f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "unknown", "padding")]
+    vocabulary = {key: value for key, value in files.byte_level_vocabulary().items() if key not in named}
+    tokenizer = tokenizer_of(tmp_path, vocabulary)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (None, None, None)
+    assert tokenizer.decode(tokenizer("hello")["input_ids"]) == "hello"
 
 
 def test_sentencepiece_with_a_leading_space(tmp_path: Path) -> None:
@@ -428,9 +459,11 @@ def test_a_damaged_header_is_read_or_refused_but_nothing_else(
     try:
         file = gguf.read(path)
     except WeightsError as error:
-        assert str(path) in str(error)
+        message = str(error)
     else:
+        message = str(path)
         assert all(info.offset + info.nbytes <= len(source) for info in file.tensors.values())
+    assert str(path) in message
 
 
 @cache
@@ -458,6 +491,14 @@ def test_a_length_that_cannot_be(whole: Path) -> None:
     refuse(whole, "the key of metadata value 0")
 
 
+def test_a_count_that_cannot_be(whole: Path) -> None:
+    data = bytearray(whole.read_bytes())
+    key = b"tokenizer.ggml.token_type"
+    struct.pack_into("<Q", data, data.index(key) + len(key) + 8, 2**62)
+    whole.write_bytes(data)
+    refuse(whole, f"metadata value {key.decode()} cannot be of size {2**62}")
+
+
 def test_blocks_that_are_not_numbers(whole: Path) -> None:
     info = gguf.read(whole).tensors["blk.1.ffn_up.weight"]
     data = bytearray(whole.read_bytes())
@@ -480,7 +521,10 @@ def rewritten(tmp_path: Path, tensors: Callable[[dict[str, Any]], Any], **metada
     [
         (lambda tensors: tensors.pop("blk.1.attn_v.weight"), r"lacks .*layers\.1\.self_attn\.v_proj\.weight"),
         (lambda tensors: tensors.pop("token_embd.weight"), "no token embedding"),
-        (lambda tensors: tensors.update({"blk.0.surplus.weight": tensors["output_norm.weight"]}), "no place for: blk.0"),
+        (
+            lambda tensors: tensors.update({"blk.0.surplus.weight": tensors["output_norm.weight"]}),
+            "no place for: blk.0",
+        ),
         (
             lambda tensors: tensors.update({"blk.0.ffn_up.weight": (np.zeros((64, 96), np.float32), files.F32)}),
             r"ffn_up\.weight has shape \[64, 96\].* needs \[96, 64\]",
@@ -500,8 +544,9 @@ def test_tensors_that_do_not_fit(change: Callable[[dict[str, Any]], Any], match:
     ("metadata", "match"),
     [
         ({"llama.block_count": None}, "does not state llama.block_count"),
-        ({"llama.block_count": 10**9}, "21 tensors for 1000000000 blocks|19 tensors for 1000000000 blocks|tensors for"),
-        ({"llama.embedding_length": "many"}, "describes no network"),
+        ({"llama.block_count": 10**9}, "20 tensors for 1000000000 blocks"),
+        ({"llama.embedding_length": "many"}, "transformers refuses.*'many'"),
+        ({"llama.attention.head_count": 0, "llama.attention.key_length": None}, "describes no network"),
         ({"llama.attention.head_count": [4, 2]}, "differs from layer to layer"),
         ({"llama.expert_count": 8}, "mixtures of experts"),
         ({"llama.rope.dimension_count": 8}, "8 of 16 dimensions"),
@@ -575,7 +620,7 @@ def test_room_is_told_beforehand(whole: Path) -> None:
 
 
 def test_unknown_dtype(whole: Path) -> None:
-    with pytest.raises(InvalidInput, match="'int3'.*float32, bfloat16"):
+    with pytest.raises(InvalidInput, match=r"'int3'.*float32, bfloat16"):
         gguf.convert(whole, whole.parent / "out" / "folder", dtype="int3")
     assert nothing_in(whole.parent / "out")
 
@@ -596,7 +641,7 @@ def full_disk(*args: Any, **kwargs: Any) -> None:
 def test_a_full_disk_leaves_nothing(where: str, fault: Any, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(where, fault)
-        with pytest.raises(DownloadError, match="No room on the disk for .*folder.*UNSPOOL_CACHE"):
+        with pytest.raises(DownloadError, match=r"No room on the disk for .*folder.*UNSPOOL_CACHE"):
             gguf.convert(whole, whole.parent / "out" / "folder")
     assert nothing_in(whole.parent / "out")
 

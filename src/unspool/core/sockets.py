@@ -362,7 +362,11 @@ class Walk:
         return self.draft.tree
 
     def logits(self, node: int) -> Tensor:
-        """``[V]`` raw logits after ``node`` of the draft; ``-1`` is the end of the committed text."""
+        """``[V]`` raw logits after ``node`` of the draft; ``-1`` is the end of the committed text.
+
+        ``-1 - i`` is the place ``i`` tokens before that, as far as it is scored in this step (pending, and asked for by
+        a part that observes the prompt).
+        """
         if node == ROOT and self._offset == 0:
             assert self.branch.carry is not None
             return self.branch.carry

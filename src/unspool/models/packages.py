@@ -61,7 +61,7 @@ def is_unpacked(model: PackagedModel) -> bool:
     try:
         about = json.loads((packaged_folder(model) / "package.json").read_text(encoding="utf-8"))
         whole = packaged_gguf(model).stat().st_size == model.gguf_size
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
     return bool(whole and isinstance(about, dict) and about.get("sha256") == model.gguf_sha256)
 

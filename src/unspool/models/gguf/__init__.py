@@ -9,7 +9,7 @@ What is used and what is not:
 
 * ``gguf.quants.dequantize`` unpacks the blocks: it is the reference of the format in Python.
 * The header is read here. ``gguf.GGUFReader`` makes several numpy arrays of every string (20 seconds for a vocabulary
-  of 262,144 tokens, against half a second here) and trusts every length it reads, so that a truncated file shows up as
+  of 262,144 tokens, against one second here) and trusts every length it reads, so that a truncated file shows up as
   a numpy error about shapes.
 * transformers' own ``from_pretrained(gguf_file=...)`` is not used. It parses and dequantises the file anew on each
   load, needs another package, leaves out tensors it does not know without a word (the rope factors of Llama 3.1 are

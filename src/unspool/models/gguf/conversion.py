@@ -122,15 +122,15 @@ def _write_model(
 
     architecture = ARCHITECTURES[file.architecture]
     settings = _settings(file, architecture)
-    context = settings.get("max_position_embeddings") or settings["n_positions"]
-    tokenizer = build_tokenizer(file, context)
+    tokenizer = build_tokenizer(file, file.need("context_length"))
     specials = special_tokens(file)
     stops = specials.stops[0] if len(specials.stops) == 1 else (specials.stops or None)
     tokens = {"bos_token_id": specials.bos, "eos_token_id": stops, "pad_token_id": specials.padding}
     try:
         config = AutoConfig.for_model(**settings, **tokens, dtype=dtype)
     except Exception as error:  # transformers checks each class by rules of its own, and raises what it likes
-        raise WeightsError(f"{file.path} states a network that transformers refuses: {error}") from error
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"{file.path} states a network that transformers refuses: {reason}") from error
     parameters = _match(file, architecture, config)
 
     _write_weights(file, architecture, parameters, folder, dtype, on_progress)
@@ -226,7 +226,7 @@ def _write_weights(
     for name, parameter in parameters.items():
         values = architecture.undo(file, name, file.array(name))
         # `array` may be a view of the file, which must not become a tensor that can be written to.
-        tensor = torch.from_numpy(np.array(values, np.float32)).to(getattr(torch, dtype))
+        tensor = torch.from_numpy(np.array(values, np.float32, order="C")).to(getattr(torch, dtype))
         if size and size + tensor.nbytes > SHARD_BYTES:
             flush()
         shard[parameter] = tensor

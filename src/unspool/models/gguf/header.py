@@ -112,7 +112,11 @@ class _Cursor:
 
     def unpack(self, code: str, what: str) -> tuple[Any, ...]:
         layout = "<" + code
-        return struct.unpack(layout, self.take(struct.calcsize(layout), what))
+        try:
+            size = struct.calcsize(layout)
+        except struct.error as error:  # a count beyond what memory can address
+            raise WeightsError(f"{self.path} is damaged: {what} cannot be of size {code[:-1]}.") from error
+        return struct.unpack(layout, self.take(size, what))
 
     def text(self, what: str) -> str:
         (length,) = self.unpack("Q", what)

@@ -129,13 +129,14 @@ def build_tokenizer(file: GGUFFile, context: int) -> PreTrainedTokenizerFast:
     names = {f"{name}_token": tokens[index] for name, index in named.items() if index is not None}
     add_bos = bool(file.metadata.get("tokenizer.ggml.add_bos_token", bos_default)) and specials.bos is not None
     add_eos = bool(file.metadata.get("tokenizer.ggml.add_eos_token", False)) and specials.eos is not None
-    edges = [(names["bos_token"], specials.bos)] * add_bos + [(names["eos_token"], specials.eos)] * add_eos
-    before = f"{names['bos_token']} " if add_bos else ""
-    after = f" {names['eos_token']}" if add_eos else ""
-    if edges:
-        single, second = f"{before}$A{after}", f"{before}$B:1{after}"
+    start = [(names["bos_token"], specials.bos)] if add_bos else []
+    end = [(names["eos_token"], specials.eos)] if add_eos else []
+    if start or end:
+        first, second = (
+            [*(name for name, _ in start), sequence, *(name for name, _ in end)] for sequence in ("$A", "$B:1")
+        )
         backend.post_processor = processors.TemplateProcessing(
-            single=single, pair=f"{single} {second}", special_tokens=list(dict.fromkeys(edges))
+            single=first, pair=[*first, *second], special_tokens=list(dict.fromkeys([*start, *end]))
         )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
