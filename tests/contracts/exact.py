@@ -1,4 +1,4 @@
-"""Tools to hold a decoder to an exact distribution: a fast toy, test drafters, enumeration of choices, a test of fit."""
+"""Tools to hold a decoder to an exact distribution: a fast toy, test drafters, enumerated choices, a test of fit."""
 
 from __future__ import annotations
 

@@ -408,7 +408,7 @@ def test_both_tokens_of_two_are_always_enough() -> None:
 
 
 def test_large_vocabularies_in_single_precision() -> None:
-    """With 50,000 tokens of single precision the accepted share is one minus the total variation, as the theory has it."""
+    """50,000 tokens of single precision: the accepted share is one minus the total variation, as the theory has it."""
     rng = torch.Generator().manual_seed(15)
     p = torch.softmax(torch.randn(50_000, generator=rng) * 3, -1)
     q = torch.softmax(p.log() + torch.randn(50_000, generator=rng) * 0.5, -1).double()

@@ -54,6 +54,9 @@ class DraftModelSettings:
     ] = False
 
 
+_Family = tuple[int, tuple[int, ...]]
+
+
 class _Memory:
     """What the draft model holds of one branch: committed ``held``, and provisionally the ``scored`` tree behind it."""
 
@@ -65,8 +68,13 @@ class _Memory:
         self.held = held
         self.scored = TokenTree.empty()
 
-    def follow(self) -> list[int]:
-        """Commit what the scored tree shares with the text; return the tokens that the cache lacks, always the last."""
+    @property
+    def pending(self) -> list[int]:
+        """What the cache lacks of the text; always the last token."""
+        return self.branch.tokens[len(self.held) :]
+
+    def follow(self) -> None:
+        """Commit what the scored tree shares with the text, and step back where the text did."""
         text = self.branch.tokens[:-1]
         common = _common(self.held, text)
         if common < len(self.held):
@@ -83,15 +91,14 @@ class _Memory:
             self.cache.commit(path)
             self.held += text[common : common + len(path)]
         self.scored = TokenTree.empty()
-        return self.branch.tokens[len(self.held) :]
 
 
 class _Growth:
     """A draft while it grows, level by level."""
 
-    def __init__(self, memory: _Memory, pending: list[int], nodes: int | None, depth: int) -> None:
+    def __init__(self, memory: _Memory, nodes: int | None, depth: int) -> None:
         self.memory = memory
-        self.pending = pending
+        self.pending = memory.pending
         self.nodes = nodes
         self.depth = depth
         self.tokens: list[int] = []
@@ -190,15 +197,10 @@ class DraftModel(Drafter):
     def propose(self, branches: Sequence[Branch], budgets: Sequence[Budget]) -> list[Draft]:
         growths: list[_Growth | None] = []
         useful = [self._depth(branch, budget) for branch, budget in zip(branches, budgets, strict=True)]
-        memories = iter(self._recall([branch for branch, depth in zip(branches, useful, strict=True) if depth > 0]))
-        for budget, depth in zip(budgets, useful, strict=True):
-            if depth > 0:
-                memory = next(memories)
-                growths.append(_Growth(memory, memory.follow(), budget.nodes, depth))
-            else:
-                growths.append(None)
+        self._recall([branch for branch, depth in zip(branches, useful, strict=True) if depth > 0])
+        for branch, budget, depth in zip(branches, budgets, useful, strict=True):
+            growths.append(_Growth(self._memories[id(branch)], budget.nodes, depth) if depth > 0 else None)
         growing = [growth for growth in growths if growth is not None]
-        self._read(growing)
         for level, width in enumerate(self._widths):
             growing = [g for g in growing if level < g.depth and g.frontier and (g.room is None or g.room > 0)]
             if not growing:
@@ -214,43 +216,55 @@ class DraftModel(Drafter):
             depth = min(depth, self.model.context_length - len(branch.tokens) + 1)
         return depth
 
-    def _recall(self, branches: list[Branch]) -> list[_Memory]:
-        """What is held of these branches; a new one starts from its nearest relative, or from nothing."""
-        fresh = []
-        for branch in branches:
-            if id(branch) not in self._memories:
-                # Branches of one request share a beginning; what an encoder read is part of the cache.
-                relatives = [
-                    m
-                    for m in self._memories.values()
-                    if (m.branch.index, m.branch.source) == (branch.index, branch.source)
-                ]
-                if relatives:
-                    shared = [_common(m.held, branch.tokens) for m in relatives]
-                    near = relatives[shared.index(max(shared))]
-                    self._memories[id(branch)] = _Memory(branch, near.cache.fork(), list(near.held))
-                else:
-                    fresh.append(branch)
-        if fresh:
-            if Capability.ENCODER in self.model.capabilities:
-                caches = [cache for cache, _ in self.model.start([branch.source for branch in fresh])]
-            else:
-                caches = self.model.new_caches(len(fresh))
-            for branch, cache in zip(fresh, caches, strict=True):
-                self._memories[id(branch)] = _Memory(branch, cache, [])
-        return [self._memories[id(branch)] for branch in branches]
+    def _recall(self, branches: list[Branch]) -> None:
+        """Bring the caches of these branches up to their texts, but for a last piece.
 
-    def _read(self, growths: list[_Growth]) -> None:
-        """Bring long unread texts into the caches, all but a last piece."""
-        while long := [growth for growth in growths if len(growth.pending) > _CHUNK]:
-            pieces = [TokenTree.chain(growth.pending[: min(_CHUNK, len(growth.pending) - 1)]) for growth in long]
-            self.model.score(
-                [Request(growth.memory.cache, piece, rows=[]) for growth, piece in zip(long, pieces, strict=True)]
-            )
-            for growth, piece in zip(long, pieces, strict=True):
-                growth.memory.cache.commit(range(len(piece)))
-                growth.memory.held += piece.token_list
-                growth.pending = growth.pending[len(piece) :]
+        A new branch starts from its nearest relative; of several new ones of a request one reads the prompt for all.
+        """
+        for branch in branches:
+            if id(branch) in self._memories:
+                self._memories[id(branch)].follow()
+        fresh = [branch for branch in branches if id(branch) not in self._memories]
+        if fresh:
+            self._adopt(fresh)
+        self._read([self._memories[id(branch)] for branch in branches], leave=_CHUNK)
+
+    def _adopt(self, fresh: list[Branch]) -> None:
+        """Caches for new branches."""
+        families: dict[_Family, list[_Memory]] = {}
+        for memory in self._memories.values():
+            families.setdefault(_family(memory.branch), []).append(memory)
+        orphans: dict[_Family, list[Branch]] = {}
+        for branch in fresh:
+            if _family(branch) not in families:
+                orphans.setdefault(_family(branch), []).append(branch)
+        if orphans:
+            for (family, twins), cache in zip(orphans.items(), self._caches(list(orphans)), strict=True):
+                families[family] = [_Memory(twins[0], cache, [])]
+                self._memories[id(twins[0])] = families[family][0]
+            self._read([families[family][0] for family, twins in orphans.items() if len(twins) > 1], leave=1)
+        for branch in fresh:
+            if id(branch) not in self._memories:
+                relatives = families[_family(branch)]
+                near = max(relatives, key=lambda memory: _common(memory.held, branch.tokens))
+                twin = _Memory(branch, near.cache.fork(), list(near.held))
+                twin.follow()
+                self._memories[id(branch)] = twin
+                relatives.append(twin)
+
+    def _caches(self, families: list[_Family]) -> list[Cache]:
+        if Capability.ENCODER in self.model.capabilities:
+            return [cache for cache, _ in self.model.start([source for _, source in families])]
+        return self.model.new_caches(len(families))
+
+    def _read(self, memories: list[_Memory], leave: int) -> None:
+        """Bring texts into caches, all but at most ``leave`` tokens of each."""
+        while long := [memory for memory in memories if len(memory.pending) > leave]:
+            pieces = [TokenTree.chain(memory.pending[: min(_CHUNK, len(memory.pending) - 1)]) for memory in long]
+            self.model.score([Request(m.cache, piece, rows=[]) for m, piece in zip(long, pieces, strict=True)])
+            for memory, piece in zip(long, pieces, strict=True):
+                memory.cache.commit(range(len(piece)))
+                memory.held += piece.token_list
 
     def _grow(self, growth: _Growth, scores: Scores, width: int) -> None:
         """Add the children of the frontier."""
@@ -280,6 +294,11 @@ class DraftModel(Drafter):
         memory = self._memories.pop(id(branch), None)
         if memory is not None:
             memory.cache.release()
+
+
+def _family(branch: Branch) -> _Family:
+    """Branches of one request share a beginning; what an encoder read is part of the cache."""
+    return branch.index, tuple(branch.source)
 
 
 def _common(a: list[int], b: list[int]) -> int:

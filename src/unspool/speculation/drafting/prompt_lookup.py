@@ -18,6 +18,7 @@ from pydantic import Field
 
 from unspool.core.branch import Branch
 from unspool.core.cards import Card, Kind, settings
+from unspool.core.errors import InvalidInput
 from unspool.core.registry import register
 from unspool.core.sockets import Budget, Draft, Drafter
 from unspool.core.tree import TokenTree
@@ -84,6 +85,16 @@ class PromptLookup(Drafter):
 
     settings: PromptLookupSettings
 
+    def __init__(self, settings: PromptLookupSettings | None = None) -> None:
+        super().__init__(settings)
+        longest, shortest = self.settings.longest, self.settings.shortest
+        if shortest > longest:
+            raise InvalidInput(
+                f"prompt-lookup has nothing to look up between longest={longest} and shortest={shortest}; "
+                f"shortest must be 1 to {longest}"
+            )
+        self._sizes = range(longest, shortest - 1, -1)
+
     def draft(self, branch: Branch, budget: Budget) -> Draft:
         return Draft(TokenTree.chain(self.lookup(branch, budget)[0]))
 
@@ -91,8 +102,7 @@ class PromptLookup(Drafter):
         """The tokens to copy (none if nothing is found), and the size of the n-gram that was found."""
         found: Occurrences | None = branch.memo.get(self)
         if found is None:
-            sizes = range(self.settings.longest, self.settings.shortest - 1, -1)
-            found = branch.memo[self] = Occurrences(sizes)
+            found = branch.memo[self] = Occurrences(self._sizes)
         text = branch.context
         hit = found.find(text)
         if hit is None:
