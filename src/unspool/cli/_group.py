@@ -1,0 +1,59 @@
+"""The group of all commands: where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import errno
+import json
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from unspool.cli._terminal import errors
+from unspool.core.errors import Incompatible, InvalidInput, UnknownMethod, UnspoolError
+
+WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+# Typer carries its own copy of click or uses the one that is installed: the class that both derive usage errors from.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+class Commands(TyperGroup):
+    """Tells every error that a user can cause in one message, without a traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        options = args[: args.index("--")] if "--" in args else args
+        ctx.meta["unspool.json"] = "--json" in options
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UnspoolError as error:
+            self._tell(ctx, type(error).__name__, str(error))
+            wrong = isinstance(error, InvalidInput | UnknownMethod | Incompatible)
+            raise typer.Exit(WRONG_INPUT if wrong else FAILED) from error
+        except UsageError as error:
+            if ctx.meta["unspool.json"]:
+                _print_json("UsageError", error.format_message())  # type: ignore[attr-defined]
+            raise  # typer prints it, with the usage of the command
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # the reader has left: typer ends quietly
+            self._tell(ctx, type(error).__name__, str(error))
+            raise typer.Exit(FAILED) from error
+        except KeyboardInterrupt as error:
+            errors().print("interrupted", style="dim")
+            raise typer.Exit(INTERRUPTED) from error
+
+    @staticmethod
+    def _tell(ctx: Any, kind: str, message: str) -> None:
+        console = errors()
+        console.print("error:", style="bold red", end=" ")
+        console.print(message, markup=False, highlight=False, soft_wrap=True)
+        if ctx.meta["unspool.json"]:
+            _print_json(kind, message)
+
+
+def _print_json(kind: str, message: str) -> None:
+    typer.echo(json.dumps({"error": {"type": kind, "message": message}}))

@@ -1,0 +1,127 @@
+"""Loading a model and running one request, with everything that a person sees of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from unspool.cli import _terminal
+from unspool.core.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from unspool.core.compose import Composition
+    from unspool.core.events import Event
+    from unspool.core.statistics import Statistics
+    from unspool.engine import Engine
+
+
+def check(method: str, sampling: Mapping[str, Any]) -> None:
+    """What can be judged before a model is fetched and loaded.
+
+    Raises:
+        UnknownMethod, InvalidInput: as the engine would later.
+    """
+    from unspool.core.cards import Kind, make_settings
+    from unspool.core.registry import registry
+    from unspool.sampling.standard import SamplingSettings
+
+    slugs = [slug.strip() for slug in method.split("+") if slug.strip()]
+    if not slugs:
+        raise InvalidInput(f"--method is {method!r}; give a slug of `unspool methods`")
+    if not any(registry[slug].card.kind is Kind.SAMPLER for slug in slugs):
+        make_settings(SamplingSettings, sampling, "sampling")
+
+
+def open_engine(
+    model: str, *, dtype: str = "float32", device: str | None = None, threads: int | None = None, quiet: bool = False
+) -> Engine:
+    """Load a model, with a spinner, or with the bars of the download if it has to be fetched first."""
+    with _terminal.working("Starting", quiet=quiet):
+        import torch
+
+        from unspool.engine import load
+        from unspool.models.hub import is_cached
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if is_cached(model):
+        with _terminal.working(f"Loading {model}", quiet=quiet):
+            return load(model, dtype=dtype, device=device, progress=False)
+    return load(model, dtype=dtype, device=device, progress=not quiet and _terminal.errors().is_terminal)
+
+
+def used_settings(composition: Composition, *, changed_only: bool = False) -> dict[str, dict[str, Any]]:
+    """The settings of the parts in use, by slug; with ``changed_only`` those that are not at their defaults."""
+    from unspool.core.cards import setting_fields
+
+    used = {}
+    for part in composition.parts:
+        if hasattr(part, "card") and dataclasses.is_dataclass(part.settings):
+            defaults = {field.name: field.default for field in setting_fields(type(part.settings))}
+            values = {name: getattr(part.settings, name) for name in defaults}
+            used[part.card.slug] = {
+                name: value for name, value in values.items() if not changed_only or value != defaults[name]
+            }
+    return used
+
+
+@dataclasses.dataclass
+class Run:
+    """What one request gave, also if it was interrupted."""
+
+    text: str
+    tokens: list[int]
+    finish_reason: str
+    statistics: Statistics
+
+    @property
+    def interrupted(self) -> bool:
+        return self.finish_reason == "interrupted"
+
+
+def run(
+    engine: Engine,
+    prompt: list[int],
+    method: str,
+    watch: Callable[[Event, float], None],
+    **options: Any,
+) -> Run:
+    """Decode one prompt; ``watch`` is given every event with the seconds since the start.
+
+    Ctrl-C ends the run, not the program: what was generated until then is returned.
+    """
+    from unspool.core.events import Finished, Stepped
+    from unspool.core.statistics import Statistics
+
+    statistics = Statistics()
+    tokens: list[int] = []
+    pieces: list[str] = []
+    reason = "interrupted"
+    began = time.perf_counter()
+    try:
+        for event in engine.events([prompt], method, **options):
+            elapsed = time.perf_counter() - began
+            statistics.update(event, elapsed)
+            if isinstance(event, Stepped):
+                pieces.append(event.text)
+                if event.branch == 0:  # of a search only the end tells which branch is the answer
+                    tokens.extend(event.tokens)
+            elif isinstance(event, Finished):
+                pieces.append(event.text)
+                tokens, reason = list(event.tokens), event.reason
+            watch(event, elapsed)
+    except KeyboardInterrupt:
+        if reason == "interrupted":
+            statistics.update(Finished(0, reason, tuple(tokens)), time.perf_counter() - began)
+    return Run("".join(pieces), tokens, reason, statistics)
+
+
+def write_text(event: Event, elapsed: float) -> None:
+    """Stream the text of an event to standard output."""
+    if text := getattr(event, "text", ""):
+        _terminal.stream(text)
+
+
+def ignore(event: Event, elapsed: float) -> None:
+    """Watch nothing."""
