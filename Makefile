@@ -21,7 +21,7 @@ TEST := OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) TOKENIZERS_PARALLE
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench docs docs-serve lock clean
+.PHONY: help demo test test-all lint format bench docs docs-serve tables lock clean
 
 help:  ## Show what there is
 	@echo "make demo          set up, fetch a small model, answer a coding question and measure the speed-up"
@@ -32,6 +32,7 @@ help:  ## Show what there is
 	@echo "make bench         decoding speed on this machine             (ARGS passes options on)"
 	@echo "make docs          build the documentation into site/"
 	@echo "make docs-serve    show the documentation on http://127.0.0.1:8000 while you edit it"
+	@echo "make tables        renew the tables of methods in README.md and docs/ from the cards"
 	@echo "make lock          pin the newest releases in constraints.txt"
 	@echo "make clean         remove the environment and everything built here"
 
@@ -85,6 +86,9 @@ docs: $(VENV)/.installed-dev
 
 docs-serve: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+tables: $(VENV)/.installed-dev
+	$(BIN)/python scripts/tables.py
 
 lock:
 	PYTHON="$(PYTHON)" PIP_ARGS="$(PIP_ARGS)" bash scripts/lock.sh
