@@ -1,4 +1,5 @@
-"""Write the tables of methods in README.md and docs/methods.md from the cards (`make tables`); --check only compares."""
+"""Write the tables of methods in README.md and docs/methods.md from the cards (`make tables`); --check only
+compares."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ def overview() -> str:
     for method in registry:
         card = method.card
         rows.append(
-            f"| `{card.slug}` | {card.summary} | {card.kind.value} | {'yes' if card.lossless else 'no'} | {card.paper or '—'} |"
+            f"| `{card.slug}` | {card.summary} | {card.kind.value} | {'yes' if card.lossless else 'no'} | "
+            f"{card.paper or '—'} |"
         )
     return "\n".join(rows)
 

@@ -45,7 +45,8 @@ class TableCache(Cache):
 
 
 class TableModel(LanguageModel):
-    """``logits = table[a, b]`` where ``a, b`` are the last two tokens of the path (``V`` stands for 'before the start').
+    """``logits = table[a, b]`` where ``a, b`` are the last two tokens of the path (``V`` stands for 'before the
+    start').
 
     Args:
         vocab_size: ``V``.
@@ -87,7 +88,9 @@ class TableModel(LanguageModel):
         before = [self.vocab_size, self.vocab_size, *tokens]
         return self.table[before[-2], before[-1]]
 
-    def score(self, requests: Sequence[Request], want: Want = LOGITS, layers: Sequence[int] | None = None) -> list[Scores]:
+    def score(
+        self, requests: Sequence[Request], want: Want = LOGITS, layers: Sequence[int] | None = None
+    ) -> list[Scores]:
         self.forwards += 1
         answers = []
         for request in requests:

@@ -67,7 +67,9 @@ class Engine:
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
-    def generate(self, prompt: Prompt | list[str], method: str | Part | Sequence[str | Part] = DEFAULT_METHOD, **options: Any) -> Any:
+    def generate(
+        self, prompt: Prompt | list[str], method: str | Part | Sequence[str | Part] = DEFAULT_METHOD, **options: Any
+    ) -> Any:
         """Generate text.
 
         Args:
@@ -136,7 +138,8 @@ class Engine:
             stop_tokens: instead of the model's own.
             deadline: seconds.
             seed: equal seeds give equal runs on one machine.
-            chat: whether text is put into the model's chat template; by default if it has one. (Read by :meth:`encode`.)
+            chat: whether text is put into the model's chat template; by default if it has one. (Read by
+                :meth:`encode`.)
             draft: a draft model, or its name, for methods that need one.
             settings: of the methods, by name or ``slug.name``.
             chunk: prompt tokens that enter in one pass.
@@ -176,7 +179,15 @@ class Engine:
         sampling = {} if brings_sampler else {k: v for k, v in more.items() if k in sampling_names}
         chosen = {**(settings or {}), **{k: v for k, v in more.items() if k not in sampling}}
         if not brings_sampler:
-            sampling |= {k: chosen.pop(k) for k in list(chosen) if k in sampling_names and k not in self._settings_of(slugs)}
+            sampling |= {
+                k: chosen.pop(k) for k in list(chosen) if k in sampling_names and k not in self._settings_of(slugs)
+            }
+
+            known = self._settings_of(slugs)
+            if wrong := [k for k in chosen if "." not in k and k not in known]:
+                of_methods = f"; {' + '.join(slugs)}: {', '.join(sorted(known)) or 'none'}" if slugs else ""
+                of_sampling = ", ".join(sorted(sampling_names))
+                raise InvalidInput(f"there is no setting {wrong[0]!r}. Sampling: {of_sampling}{of_methods}")
 
         key = (
             tuple(item if isinstance(item, str) else id(item) for item in methods),
@@ -245,6 +256,8 @@ def _frozen(values: Mapping[str, Any]) -> Any:
     return tuple(sorted((name, repr(value)) for name, value in values.items()))
 
 
-def load(name: str = "smollm2-135m", *, dtype: str = "float32", device: str | None = None, progress: bool = True) -> Engine:
+def load(
+    name: str = "smollm2-135m", *, dtype: str = "float32", device: str | None = None, progress: bool = True
+) -> Engine:
     """Load a model by name; see :func:`unspool.models.load.load_model`."""
     return Engine(load_model(name, dtype=dtype, device=device, progress=progress))

@@ -161,7 +161,17 @@ def test_trace(run: Any, model: str, tmp_path: Path) -> None:
 
 
 def test_a_search(run: Any, answer: Any, model: str, tmp_path: Path) -> None:
-    arguments = ["--method", "local-normalization-distortion", "-n", 8, "--trace", tmp_path / "out.html"]
+    arguments = [
+        "--method",
+        "local-normalization-distortion",
+        "--set",
+        "particles=4",
+        "--temperature",
+        1,
+        "--top-k",
+        10,
+    ]
+    arguments += ["-n", 8, "--trace", tmp_path / "out.html"]
     data = answer("hello", *arguments)
     assert len(data["tokens"]) == 8
     assert data["text"]

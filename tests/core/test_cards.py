@@ -134,7 +134,7 @@ def test_a_broken_module_does_not_leave_half_a_list(tmp_path: Any, monkeypatch: 
 def test_unknown_methods_get_a_suggestion() -> None:
     with pytest.raises(UnknownMethod, match=r"no method 'promt-lookup'; did you mean prompt-lookup\? Known: .*plain"):
         registry["promt-lookup"]
-    with pytest.raises(UnknownMethod, match=r"no method 'zzz' Known|no method 'zzz'[;.]? *Known"):
+    with pytest.raises(UnknownMethod, match=r"no method 'zzz'\. Known: "):
         registry["zzz"]
     assert "plain" in registry
     assert "zzz" not in registry
@@ -146,7 +146,6 @@ def test_every_card_is_whole() -> None:
         assert card.slug == card.slug.lower().replace("_", "-").replace(" ", "-")
         assert card.summary.endswith(".")
         assert method.cls.__module__.rsplit(".", 1)[-1].replace("_", "-") in (card.slug, "standard"), "named after its slug"
-        assert method.room.split("/")[0] in {"sampling", "speculation", "constraints", "search", "caching", "denoising"} or method.room
         method.settings()
         for field_ in setting_fields(method.settings):
             assert field_.help, f"{card.slug}.{field_.name} has no description"

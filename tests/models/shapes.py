@@ -225,12 +225,14 @@ class ByteTokenizer:
         self.chats = False
 
     def encode(self, text: str) -> list[int]:
-        """Longest match first; single letters only where nothing longer fits."""
+        """The longest piece first; what no piece begins with is left out."""
         data, ids = text.encode(), []
         while data:
-            best = max((i for i, p in enumerate(self.pieces) if data.startswith(p)), key=lambda i: len(self.pieces[i]))
-            ids.append(best)
-            data = data[len(self.pieces[best]) :]
+            fitting = [i for i, piece in enumerate(self.pieces) if data.startswith(piece)]
+            best = max(fitting, key=lambda i: len(self.pieces[i]), default=None)
+            if best is not None:
+                ids.append(best)
+            data = data[1 if best is None else len(self.pieces[best]) :]
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -23,7 +23,8 @@ class Branch:
         prompt_length: how many of ``tokens`` were there at the start.
         source: what the encoder read; empty for decoder-only models.
         cache: holds ``tokens[:cache.length]``; the rest is pending and enters with the next step.
-        carry: ``[V]`` logits after the last token, when nothing is pending (see :class:`~unspool.core.sockets.LookAhead`).
+        carry: ``[V]`` logits after the last token, when nothing is pending (see
+            :class:`~unspool.core.sockets.LookAhead`).
         ahead: the tree that a sampler asked to see before it chooses, or ``None``.
         log_z: for every generated token, the log of the mass that the sampler's truncation or temperature kept
             (``sum_t log Z_t`` is the local normalisation); ``None`` where the sampler does not tell.
@@ -48,7 +49,14 @@ class Branch:
     )
 
     def __init__(
-        self, index: int, number: int, prompt: list[int], cache: Cache, seed: int, device: torch.device, source: list[int]
+        self,
+        index: int,
+        number: int,
+        prompt: list[int],
+        cache: Cache,
+        seed: int,
+        device: torch.device,
+        source: list[int],
     ) -> None:
         self.index = index
         self.number = number
@@ -81,9 +89,7 @@ class Branch:
 
     def fork(self, number: int) -> Branch:
         """A copy that goes its own way, with its own random numbers and an empty memo."""
-        twin = Branch(
-            self.index, number, list(self.tokens), self.cache.fork(), self.seed, self.rng.device, self.source
-        )
+        twin = Branch(self.index, number, list(self.tokens), self.cache.fork(), self.seed, self.rng.device, self.source)
         twin.prompt_length = self.prompt_length
         twin.carry, twin.ahead = self.carry, self.ahead
         twin.log_z = list(self.log_z)

@@ -72,14 +72,13 @@ class Canvas:
             raise InvalidInput(f"cannot insert at {position}: allowed are {self.fixed} to {len(self)}")
         new = torch.full((count,), mask_token, dtype=torch.int64)
         self.tokens = torch.cat([self.tokens[:position], new, self.tokens[position:]])
-        self.masked = torch.cat(
-            [self.masked[:position], torch.ones(count, dtype=torch.bool), self.masked[position:]]
-        )
+        self.masked = torch.cat([self.masked[:position], torch.ones(count, dtype=torch.bool), self.masked[position:]])
 
     def _check(self, positions: Tensor) -> None:
         if positions.numel() and not (self.fixed <= int(positions.min()) and int(positions.max()) < len(self)):
             raise InvalidInput(
-                f"positions {positions.tolist()} do not all lie in {self.fixed} to {len(self) - 1}, where writing is allowed"
+                f"positions {positions.tolist()} do not all lie in {self.fixed} to {len(self) - 1}, where "
+                f"writing is allowed"
             )
 
 

@@ -117,7 +117,8 @@ def make_settings(cls: type[T], values: Mapping[str, Any], owner: str) -> T:
             valid = ", ".join(f"{f.name} ({f.type_name}, default {f.default!r})" for f in fields.values())
             raise InvalidInput(f"{owner} has no setting {name!r}; it has {valid or 'none'}")
     converted = {
-        name: _from_text(value, fields[name].type) if isinstance(value, str) else value for name, value in values.items()
+        name: _from_text(value, fields[name].type) if isinstance(value, str) else value
+        for name, value in values.items()
     }
     try:
         return cls(**converted)

@@ -204,9 +204,11 @@ def _check(made: Composition) -> None:
         )
     if search is not None and search.lockstep and drafter is not None:
         raise Incompatible(
-            f"{_name(search)} needs all branches to gain one token a step; {_name(drafter)} lets them gain different numbers"
+            f"{_name(search)} needs all branches to gain one token a step; {_name(drafter)} lets them gain "
+            f"different numbers"
         )
     if search is not None and sampler.looks_ahead and search.lockstep:
         raise Incompatible(
-            f"{_name(search)} needs all branches to gain one token a step; {_name(sampler)} spends steps on looking ahead"
+            f"{_name(search)} needs all branches to gain one token a step; {_name(sampler)} spends steps on "
+            f"looking ahead"
         )

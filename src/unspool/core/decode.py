@@ -29,7 +29,6 @@ from unspool.core.sockets import (
     Part,
     Sampler,
     Search,
-    Verdict,
     Verifier,
     Walk,
     match_target,
@@ -236,14 +235,15 @@ class _Loop:
     # -- the prompt -----------------------------------------------------------------------------------------------
 
     def prefill(self, branches: list[Branch], size: int, leave: int) -> Iterator[Event]:
-        """Read the prompts in pieces of at most ``size``; at most ``leave`` tokens of each enter with the first step."""
+        """Read the prompts in pieces of at most ``size``; at most ``leave`` tokens of each enter with the first
+        step."""
         while True:
             long = [branch for branch in branches if len(branch.pending) > leave]
             if not long:
                 return
             began, forwards = time.perf_counter(), self.model.forwards
             trees = [TokenTree.chain(branch.pending[: min(size, len(branch.pending) - 1)]) for branch in long]
-            rows = None if self.reads_prompt else []
+            rows: list[int] | None = None if self.reads_prompt else []
             requests = [Request(branch.cache, tree, rows=rows) for branch, tree in zip(long, trees, strict=True)]
             for branch, tree, scores in zip(long, trees, self.model.score(requests, self.want), strict=True):
                 seen = Observation(branch, tree, len(tree), scores, Draft.empty(), [], [])
@@ -303,9 +303,7 @@ class _Loop:
         )
         yield from stepped
 
-    def propose(
-        self, live: list[Branch], drafter: Drafter | None, controller: Controller | None
-    ) -> list[Draft]:
+    def propose(self, live: list[Branch], drafter: Drafter | None, controller: Controller | None) -> list[Draft]:
         """Drafts within what remains of the request and of the context; what a sampler asked to see goes first."""
         drafts = [Draft(branch.ahead) if branch.ahead is not None else Draft.empty() for branch in live]
         if drafter is None:
@@ -315,7 +313,9 @@ class _Loop:
         for i in free:
             room = Budget(depth=self.room(live[i]))
             budgets.append(room & controller.budget(live[i]) if controller is not None else room)
-        asking = [(i, budget) for i, budget in zip(free, budgets, strict=True) if budget.depth != 0 and budget.nodes != 0]
+        asking = [
+            (i, budget) for i, budget in zip(free, budgets, strict=True) if budget.depth != 0 and budget.nodes != 0
+        ]
         proposed = drafter.propose([live[i] for i, _ in asking], [budget for _, budget in asking]) if asking else []
         proposed = [draft.limited(budget) for draft, (_, budget) in zip(proposed, asking, strict=True)]
         if controller is not None:
@@ -365,7 +365,8 @@ class _Loop:
         return Stepped(branch.index, branch.number, step, tuple(tokens), text, draft.tree, tuple(path), probed)
 
     def until_stop(self, branch: Branch, tokens: list[int], streaming: bool) -> tuple[str, list[int]]:
-        """The tokens up to the first reason to stop, and the text that they release; marks the branch if there is one."""
+        """The tokens up to the first reason to stop, and the text that they release; marks the branch if there is
+        one."""
         stream = self.texts.get((branch.index, branch.number))
         count = len(branch.tokens) - branch.prompt_length
         text = ""
@@ -388,7 +389,9 @@ class _Loop:
 
     def probabilities(self, walk: Walk, path: list[int], tokens: list[int]) -> Probe:
         """The model's own probability of every draft node and every committed token."""
-        logs = {node: torch.log_softmax(walk.logits(node).float(), dim=-1) for node in {ROOT, *walk.tree.parent_list, *path}}
+        logs = {
+            node: torch.log_softmax(walk.logits(node).float(), dim=-1) for node in {ROOT, *walk.tree.parent_list, *path}
+        }
 
         def prob(node: int, token: int) -> float:
             return float(logs[node][token].exp())
@@ -431,5 +434,3 @@ class _Loop:
         for part in self.parts:
             part.release(branch)
         branch.cache.release()
-
-

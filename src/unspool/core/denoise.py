@@ -49,7 +49,8 @@ class Schedule(Part):
     def commit(
         self, canvas: Canvas, proposals: Sequence[Canvas], scores: Sequence[CanvasScores], rng: torch.Generator
     ) -> Edit:
-        """What to write, given the scores of the proposals. Must write, remask, insert or end: a step that does nothing is refused."""
+        """What to write, given the scores of the proposals. Must write, remask, insert or end: a step that does
+        nothing is refused."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Edited:
 
 @dataclass(frozen=True)
 class Filled:
-    """A canvas is done: ``steps``, ``max-steps`` or ``deadline``. Tokens without the fixed part and without open positions."""
+    """A canvas is done: ``steps``, ``max-steps`` or ``deadline``. Tokens without the fixed part and without open
+    positions."""
 
     index: int
     reason: str

@@ -110,7 +110,9 @@ class LanguageModel(ABC):
         return self.new_caches(1)[0]
 
     @abstractmethod
-    def score(self, requests: Sequence[Request], want: Want = LOGITS, layers: Sequence[int] | None = None) -> list[Scores]:
+    def score(
+        self, requests: Sequence[Request], want: Want = LOGITS, layers: Sequence[int] | None = None
+    ) -> list[Scores]:
         """One forward pass over a ragged batch of (cache, tree).
 
         Args:
@@ -133,7 +135,13 @@ class LanguageModel(ABC):
         return [(cache, list(prompt)) for cache, prompt in zip(self.new_caches(len(prompts)), prompts, strict=True)]
 
     def prefill(
-        self, cache: Cache, tokens: Sequence[int], *, rows: list[int] | None = None, want: Want = LOGITS, chunk: int = 512
+        self,
+        cache: Cache,
+        tokens: Sequence[int],
+        *,
+        rows: list[int] | None = None,
+        want: Want = LOGITS,
+        chunk: int = 512,
     ) -> list[Scores]:
         """Score and commit ``tokens`` in pieces of at most ``chunk``; ``rows`` as in :class:`Request`, of the whole."""
         scores: list[Scores] = []

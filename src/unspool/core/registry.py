@@ -104,7 +104,7 @@ class Registry:
         if slug not in self._methods:
             near = difflib.get_close_matches(slug, self._methods, n=3)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise UnknownMethod(f"there is no method {slug!r}{hint} Known: {', '.join(sorted(self._methods))}")
+            raise UnknownMethod(f"there is no method {slug!r}{hint or '.'} Known: {', '.join(sorted(self._methods))}")
         return self._methods[slug]
 
     def __contains__(self, slug: object) -> bool:

@@ -40,7 +40,8 @@ class Request:
     Args:
         cache: what the model remembers of the text before the tree.
         tree: the ``N`` nodes.
-        rows: nodes whose logits are wanted, in ascending order; ``None`` for all, an empty list for none (the head is skipped).
+        rows: nodes whose logits are wanted, in ascending order; ``None`` for all, an empty list for none (the head
+            is skipped).
         known: number of leading nodes that an earlier ``score`` of the same cache has seen and that were neither
             committed nor dropped since; only the others are computed. A tree can so be grown level by level.
         inputs: ``[N - known, d]`` vectors that enter in place of the token embeddings; with a range of layers that

@@ -52,7 +52,9 @@ class Setup:
             return self.models[role]
         if name and self.load is not None:
             return self.load(name)
-        raise Incompatible(f"{who} needs a {role} model: pass one as {role}=... in Python or --{role} MODEL on the command line")
+        raise Incompatible(
+            f"{who} needs a {role} model: pass one as {role}=... in Python or --{role} MODEL on the command line"
+        )
 
 
 class Part:
@@ -269,7 +271,9 @@ class Node:
 
     __slots__ = ("_tokens", "branch", "index", "logits", "walk")
 
-    def __init__(self, branch: Branch, index: int, logits: Tensor, walk: Walk | None = None, tokens: list[int] | None = None):
+    def __init__(
+        self, branch: Branch, index: int, logits: Tensor, walk: Walk | None = None, tokens: list[int] | None = None
+    ):
         self.branch = branch
         self.index = index
         self.logits = logits

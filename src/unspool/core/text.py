@@ -28,7 +28,8 @@ class TextStream:
         self._stops = tuple(stops)
         self._ids: list[int] = []
         # Decoding starts a little before the new tokens, because tokenizers treat the first token of a text specially:
-        # at ``_context``, of whose text ``_sent`` characters were taken. Up to ``_whole`` it ends with a whole character.
+        # at ``_context``, of whose text ``_sent`` characters were taken. Up to ``_whole`` it ends with a whole
+        # character.
         self._context = 0
         self._whole = 0
         self._sent = 0

@@ -22,7 +22,8 @@ ROOT = -1
 
 
 class _Topology:
-    """The shape of a tree without its tokens; shared by trees of one template, so that derived values are computed once."""
+    """The shape of a tree without its tokens; shared by trees of one template, so that derived values are computed
+    once."""
 
     __slots__ = ("_children", "_depths", "_mask", "parents", "tensor")
 
@@ -278,14 +279,17 @@ class TokenTree:
             place[node] = new
         return TokenTree([self._token_list[node] for node in kept], parents)
 
-    def kept_by(self, *, nodes: int | None = None, depth: int | None = None, weights: Tensor | None = None) -> list[int]:
+    def kept_by(
+        self, *, nodes: int | None = None, depth: int | None = None, weights: Tensor | None = None
+    ) -> list[int]:
         """Nodes that a budget keeps, in index order.
 
         Args:
             nodes: how many nodes may stay; the heaviest do. A node is never kept without its ancestors: its weight
                 counts as the least on its path.
             depth: how many tokens the longest path may have.
-            weights: ``[N]`` value of every node (say, the probability of its path); without it earlier nodes are worth more.
+            weights: ``[N]`` value of every node (say, the probability of its path); without it earlier nodes are
+                worth more.
         """
         keep = [node for node, d in enumerate(self.depths) if depth is None or d < depth]
         if nodes is None or len(keep) <= nodes:

@@ -91,7 +91,9 @@ def as_custom_generate(
         **model_kwargs: Any,
     ) -> Any:
         if (generation_config.num_beams or 1) > 1:
-            raise InvalidInput(f"num_beams is {generation_config.num_beams}; set it to 1: {method} decides what is explored")
+            raise InvalidInput(
+                f"num_beams is {generation_config.num_beams}; set it to 1: {method} decides what is explored"
+            )
         if (generation_config.num_return_sequences or 1) > 1 and not generation_config.do_sample:
             raise InvalidInput("several return sequences need do_sample=True; greedy ones would all be the same")
         # The model is kept with what was built for it, so that its id is not given to another.
@@ -130,7 +132,7 @@ def as_custom_generate(
                     if streamer is not None:
                         streamer.put(torch.tensor([token]))
                     text = torch.tensor([[*input_ids[row].tolist(), *generated[row]]], device=input_ids.device)
-                    ended[row] = bool(stopping_criteria(text, None).all())  # type: ignore[arg-type]
+                    ended[row] = bool(stopping_criteria(text, None).all())
             elif isinstance(event, Finished):
                 ended[event.index] = True
             if all(ended):

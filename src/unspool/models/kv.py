@@ -1,6 +1,7 @@
 """Keys and values of several sequences, side by side, written in place.
 
-Every layer has one tensor ``[S, H, C, D]``: ``S`` slots for sequences, ``C`` positions of room. A forward pass writes the
+Every layer has one tensor ``[S, H, C, D]``: ``S`` slots for sequences, ``C`` positions of room. A forward pass
+writes the
 rows of its tree behind the committed ones; committing a path moves at most the accepted rows. Branches that are
 scored together lie in neighbouring slots, so that attention reads a view and nothing is copied.
 """
@@ -167,9 +168,11 @@ class KVPass(transformers.Cache):
             pool.reserve(self.end)
         slots = [cache.slot for cache in caches]
         # Neighbours in one pool are read as a view; anything else is gathered.
-        self.first = slots[0] if len(self.pools) == 1 and slots == list(range(slots[0], slots[0] + len(slots))) else None
+        self.first = (
+            slots[0] if len(self.pools) == 1 and slots == list(range(slots[0], slots[0] + len(slots))) else None
+        )
 
-    def update(  # type: ignore[override]
+    def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write ``[B, H, N, D]`` new rows; return ``[B, H, end, D]`` keys and values to attend to."""

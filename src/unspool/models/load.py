@@ -79,15 +79,23 @@ def _read(source: ModelSource, dtype: torch.dtype, progress: bool) -> tuple[PreT
         with quiet:
             config = AutoConfig.from_pretrained(path)
             auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-            model = auto.from_pretrained(path, dtype=dtype)
+            model, report = auto.from_pretrained(path, dtype=dtype, output_loading_info=True)
     except SafetensorError as error:
         raise WeightsError(f"the weights in {path} are damaged ({error}); fetch or convert the model again") from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise WeightsError(f"{source.name} cannot be loaded from {path}: {_first_line(error)}") from error
+    if missing := sorted(report["missing_keys"]):
+        # Transformers would go on with random numbers in their place.
+        raise WeightsError(
+            f"the weights in {path} lack {len(missing)} tensors, {missing[0]} among them; fetch or convert the "
+            f"model again"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"the tokenizer of {source.name} cannot be loaded from {path}: {_first_line(error)}") from error
+        raise WeightsError(
+            f"the tokenizer of {source.name} cannot be loaded from {path}: {_first_line(error)}"
+        ) from error
     return model, tokenizer
 
 
@@ -95,7 +103,7 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-class _quiet_bars:  # noqa: N801 - reads as a context
+class _quiet_bars:
     """Transformers' own bars, off unless wanted; what the user had set before comes back."""
 
     def __init__(self, wanted: bool) -> None:

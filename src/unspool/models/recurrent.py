@@ -111,13 +111,16 @@ class RecurrentModel(LanguageModel):
         self.device, self.dtype = model.device, model.dtype
         self.capabilities = frozenset({Capability.STATE_REPLAY})
         # Pure state-space models call their cache by another name.
-        self._cache_argument = "cache_params" if "cache_params" in model.forward.__code__.co_varnames else "past_key_values"
+        self._cache_argument = (
+            "cache_params" if "cache_params" in model.forward.__code__.co_varnames else "past_key_values"
+        )
         self.block = True
         self.block = self._continues_in_blocks()
         self.forwards = 0
 
     def _continues_in_blocks(self) -> bool:
-        """Whether several tokens may follow a state in one pass; not every implementation starts its scan from the state."""
+        """Whether several tokens may follow a state in one pass; not every implementation starts its scan from the
+        state."""
         tokens = [token % self.vocab_size for token in (3, 5, 7, 11)]
         state, _ = self._run(None, tokens[:2])
         _, together = self._run(copy.deepcopy(state), tokens[2:])
@@ -132,7 +135,9 @@ class RecurrentModel(LanguageModel):
         return [StateCache() for _ in range(count)]
 
     @torch.no_grad()
-    def score(self, requests: Sequence[Request], want: Want = LOGITS, layers: Sequence[int] | None = None) -> list[Scores]:
+    def score(
+        self, requests: Sequence[Request], want: Want = LOGITS, layers: Sequence[int] | None = None
+    ) -> list[Scores]:
         """Score chains, one request after the other: states are not batched."""
         if want != LOGITS or layers is not None:
             raise Incompatible(f"{self.name} is a recurrent model; it gives logits of all layers' output only")
@@ -146,12 +151,16 @@ class RecurrentModel(LanguageModel):
         if request.inputs is not None:
             raise Incompatible(f"{self.name} takes tokens, not input embeddings")
         if not known < len(tree) or known > len(cache.scratch):
-            raise InvalidInput(f"{known} of {len(tree)} nodes are said to be known; the cache holds {len(cache.scratch)}")
+            raise InvalidInput(
+                f"{known} of {len(tree)} nodes are said to be known; the cache holds {len(cache.scratch)}"
+            )
         low, high = min(tree.token_list), max(tree.token_list)
         if low < 0 or high >= self.vocab_size:
             raise InvalidInput(f"token {low if low < 0 else high} is outside of the vocabulary of {self.name}")
         if self.context_length is not None and cache.length + len(tree) > self.context_length:
-            raise InvalidInput(f"{cache.length + len(tree)} positions exceed the context of {self.name}, {self.context_length}")
+            raise InvalidInput(
+                f"{cache.length + len(tree)} positions exceed the context of {self.name}, {self.context_length}"
+            )
 
         if known and known == len(cache.scratch):
             state, ahead = cache.scratch_state, []

@@ -63,7 +63,9 @@ class SourcePool(KVPool):
         crossing = 0
         if self.cross is not None:
             crossing = sum(
-                layer.keys.numel() * layer.keys.element_size() * 2 for layer in self.cross[1].layers if layer.is_initialized
+                layer.keys.numel() * layer.keys.element_size() * 2
+                for layer in self.cross[1].layers
+                if layer.is_initialized
             ) // max(len(self.cross[0]), 1)
         return super().slot_bytes + crossing
 
@@ -164,7 +166,11 @@ class Seq2SeqModel(TransformersModel):
         assert isinstance(pool, SourcePool)
         sources = [cache.states for cache in caches]
         known = pool.cross[0] if pool.cross is not None else []
-        if pool.cross is None or len(known) != len(sources) or any(a is not b for a, b in zip(known, sources, strict=True)):
+        if (
+            pool.cross is None
+            or len(known) != len(sources)
+            or any(a is not b for a, b in zip(known, sources, strict=True))
+        ):
             states = nn.utils.rnn.pad_sequence(sources, batch_first=True)
             real = torch.zeros(states.shape[:2], dtype=torch.int64, device=states.device)
             for row, cache in enumerate(caches):
@@ -177,7 +183,6 @@ class Seq2SeqModel(TransformersModel):
         """Give the nodes of a tree their own positions: these decoders would count them one after the other."""
         embedding = getattr(self.decoder, "embed_positions", None)
         if embedding is not None:
-
             # BART's tables begin with two rows that are no positions.
             rows = positions + getattr(embedding, "offset", 0)
             try:
@@ -187,7 +192,7 @@ class Seq2SeqModel(TransformersModel):
                 del embedding.forward
             return
 
-        biased = [m for m in self.decoder.modules() if getattr(m, "has_relative_attention_bias", False)]
+        biased: list[Any] = [m for m in self.decoder.modules() if getattr(m, "has_relative_attention_bias", False)]
         keys = self._key_positions(positions, kv)
 
         def compute_bias(attention: Any, query_length: int, key_length: int, **kwargs: Any) -> Tensor:

@@ -26,9 +26,7 @@ from unspool.models.tokenizer import TextTokenizer
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 # Model types whose trees the tests compare with plain scoring. Others are compared once when they are loaded.
-PROVEN = frozenset(
-    {"llama", "qwen2", "qwen3", "gemma3_text", "gpt2", "gpt_neox", "mistral", "t5", "bart", "marian"}
-)
+PROVEN = frozenset({"llama", "qwen2", "qwen3", "gemma3_text", "gpt2", "gpt_neox", "mistral", "t5", "bart", "marian"})
 
 
 class _Skip(nn.Module):
@@ -138,7 +136,8 @@ class TransformersModel(LanguageModel):
                 if not error <= 1e-2 * scale:
                     raise Incompatible(
                         f"{self.name} ({self.config.model_type}) scores a tree differently from its paths "
-                        f"(logits differ by {error:.3g} of {scale:.3g}): its attention does not follow masks and positions"
+                        f"(logits differ by {error:.3g} of {scale:.3g}): its attention does not follow masks "
+                        f"and positions"
                     )
         except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
             raise Incompatible(
@@ -164,7 +163,9 @@ class TransformersModel(LanguageModel):
     # -- scoring -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def score(self, requests: Sequence[Request], want: Want = LOGITS, layers: Sequence[int] | None = None) -> list[Scores]:
+    def score(
+        self, requests: Sequence[Request], want: Want = LOGITS, layers: Sequence[int] | None = None
+    ) -> list[Scores]:
         order = sorted(range(len(requests)), key=lambda i: requests[i].cache.slot)  # type: ignore[attr-defined]
         batch = [requests[i] for i in order]
         caches: list[KVCache] = [request.cache for request in batch]  # type: ignore[misc]
@@ -255,10 +256,13 @@ class TransformersModel(LanguageModel):
             low, high = min(tree.token_list), max(tree.token_list)
             if low < 0 or high >= self.vocab_size:
                 wrong = low if low < 0 else high
-                raise InvalidInput(f"token {wrong} is outside of the vocabulary of {self.name} (0 to {self.vocab_size - 1})")
+                raise InvalidInput(
+                    f"token {wrong} is outside of the vocabulary of {self.name} (0 to {self.vocab_size - 1})"
+                )
             if self.context_length is not None and cache.length + tree.depth > self.context_length:
                 raise InvalidInput(
-                    f"{cache.length} cached and {tree.depth} new positions exceed the context of {self.name}, {self.context_length}"
+                    f"{cache.length} cached and {tree.depth} new positions exceed the context of {self.name}, "
+                    f"{self.context_length}"
                 )
         if layers is not None:
             self.require(frozenset({Capability.LAYER_RANGES}), "a range of layers")
@@ -310,7 +314,8 @@ class TransformersModel(LanguageModel):
 
     @contextmanager
     def _taps(self, wanted: frozenset[int]) -> Iterator[dict[int, Tensor]]:
-        """Collect hidden states ``[B, N, d]`` on the way: 0 enters the first layer, k leaves the k-th, -1 enters the head."""
+        """Collect hidden states ``[B, N, d]`` on the way: 0 enters the first layer, k leaves the k-th, -1 enters the
+        head."""
         if wrong := [layer for layer in wanted if not -1 <= layer <= self.num_layers]:
             raise InvalidInput(
                 f"hidden states after layer {wrong[0]} were wanted; {self.name} has {self.num_layers} layers"
