@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.models.shapes import ByteTokenizer, backend, network, prompts
 
 import unspool
-from tests.models.shapes import ByteTokenizer, backend, network, prompts
 from unspool.core.errors import InvalidInput
 from unspool.core.events import Finished, Prefilled, Scored, Stepped
 from unspool.engine import Engine, Output
@@ -47,7 +47,10 @@ def test_an_output(engine: Engine) -> None:
 @pytest.mark.parametrize("method", ["plain", "auto", "prompt-lookup", "token-recycling"])
 def test_methods_agree(engine: Engine, method: str) -> None:
     asked = "the cat and the cat"
-    assert engine.generate(asked, method, max_new_tokens=20).tokens == engine.generate(asked, "plain", max_new_tokens=20).tokens
+    assert (
+        engine.generate(asked, method, max_new_tokens=20).tokens
+        == engine.generate(asked, "plain", max_new_tokens=20).tokens
+    )
 
 
 def test_a_stream_is_the_text_in_pieces(engine: Engine) -> None:
@@ -75,7 +78,9 @@ def test_a_batch(engine: Engine) -> None:
     outputs = engine.generate(asked, max_new_tokens=10)
     assert [o.tokens for o in outputs] == [engine.generate(a, max_new_tokens=10).tokens for a in asked]
     assert [o.statistics.tokens for o in outputs] == [10] * 3
-    assert engine.generate(["the cat"], max_new_tokens=3)[0].tokens == engine.generate("the cat", max_new_tokens=3).tokens
+    assert (
+        engine.generate(["the cat"], max_new_tokens=3)[0].tokens == engine.generate("the cat", max_new_tokens=3).tokens
+    )
 
 
 def test_token_ids_and_messages(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +101,10 @@ def test_seeds_and_sampling(engine: Engine) -> None:
     assert run(seed=1) != run(seed=2)
     # Fixed candidates are matched with the sampler's own draws.
     assert run(seed=1, method="plain") == run(seed=1, method="auto")
-    assert engine.generate("the cat", max_new_tokens=25, temperature=0.0).tokens == engine.generate("the cat", max_new_tokens=25).tokens
+    assert (
+        engine.generate("the cat", max_new_tokens=25, temperature=0.0).tokens
+        == engine.generate("the cat", max_new_tokens=25).tokens
+    )
     greedy = engine.generate("the cat", max_new_tokens=25).tokens
     assert engine.generate("the cat", max_new_tokens=25, no_repeat_ngram=1).tokens != greedy
     assert engine.generate("the cat", max_new_tokens=25, settings={"no_repeat_ngram": "1"}).tokens != greedy
@@ -147,7 +155,10 @@ def test_events(engine: Engine) -> None:
 
 def test_transformers_models_are_wrapped() -> None:
     engine = Engine(network("gpt2"))
-    assert engine.generate([3, 4, 5], max_new_tokens=4).tokens == Engine(backend("gpt2")).generate([3, 4, 5], max_new_tokens=4).tokens
+    assert (
+        engine.generate([3, 4, 5], max_new_tokens=4).tokens
+        == Engine(backend("gpt2")).generate([3, 4, 5], max_new_tokens=4).tokens
+    )
     assert repr(engine) == f"Engine({engine.model.name!r})"
 
 

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from toys import TableCache, TableModel
+from tests.toys import TableCache, TableModel
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition
 from unspool.core.decode import Stop

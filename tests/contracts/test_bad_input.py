@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from tests.models.shapes import CONTEXT, VOCAB, ByteTokenizer, backend, network
+
 from unspool.core.branch import Branch
 from unspool.core.errors import Incompatible, InvalidInput, UnknownMethod, UnspoolError, WeightsError
 from unspool.core.sockets import Budget, Draft, Drafter, Proposal
@@ -65,7 +65,9 @@ def test_a_prompt_that_just_fits(engine: Engine) -> None:
 
 
 def test_a_source_longer_than_the_encoder() -> None:
-    refused(Engine(backend("bart")), InvalidInput, "prompt 0 has 49 tokens; the encoder of tiny-bart reads 48", [5] * 49)
+    refused(
+        Engine(backend("bart")), InvalidInput, "prompt 0 has 49 tokens; the encoder of tiny-bart reads 48", [5] * 49
+    )
     output = Engine(backend("bart")).generate([5] * 48, max_new_tokens=3)
     assert len(output.tokens) == 3, "what the encoder reads takes no place from the answer"
 
@@ -141,9 +143,15 @@ def test_an_unknown_method_that_resembles_nothing(engine: Engine) -> None:
         ({"temprature": 0.5}, r"'temprature'.*temperature"),
         ({"nodes": 0}, r"nodes=0"),
         ({"nodes": "lots"}, r"nodes='lots': input should be a valid integer"),
-        ({"method": "token-recycling+fixed-budget", "nodes": 4}, r"'nodes' belongs to token-recycling and fixed-budget"),
+        (
+            {"method": "token-recycling+fixed-budget", "nodes": 4},
+            r"'nodes' belongs to token-recycling and fixed-budget",
+        ),
         ({"method": "prompt-lookup", "settings": {"auto.nodes": 4}}, r"'auto' is not in use; in use: prompt-lookup"),
-        ({"method": "momentum-decoding", "temperature": 0.7}, r"'temperature'.*momentum-decoding: k, alpha, resistance"),
+        (
+            {"method": "momentum-decoding", "temperature": 0.7},
+            r"'temperature'.*momentum-decoding: k, alpha, resistance",
+        ),
         ({"logit_bias": {VOCAB: 1.0}}, rf"token {VOCAB}; the vocabulary has tokens 0 to {VOCAB - 1}"),
     ],
 )
@@ -154,8 +162,14 @@ def test_settings(engine: Engine, options: dict[str, Any], message: str) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "prompt-lookup+token-recycling"}, r"prompt-lookup and token-recycling are both a drafter; take one"),
-        ({"method": [Sampled(), "recursive-rejection"]}, r"recursive-rejection judges .*Sampled proposes siblings .* with repl"),
+        (
+            {"method": "prompt-lookup+token-recycling"},
+            r"prompt-lookup and token-recycling are both a drafter; take one",
+        ),
+        (
+            {"method": [Sampled(), "recursive-rejection"]},
+            r"recursive-rejection judges .*Sampled proposes siblings .* with repl",
+        ),
         ({"method": "auto+greedy-match", "temperature": 0.7}, r"greedy-match only judges deterministic.*temperature 0"),
         ({"method": "draft-model"}, r"draft-model needs a draft model: pass one as draft="),
         ({"method": "draft-model", "draft": backend("mamba"), "branching": (2,)}, r"tree attention; tiny-mamba"),
@@ -167,7 +181,9 @@ def test_parts_that_do_not_fit(engine: Engine, options: dict[str, Any], message:
 
 
 def test_a_model_without_a_needed_capability() -> None:
-    message = r"look-back-decoding needs a model with tree attention; tiny-mamba2 \(RecurrentModel\) has state-space replay"
+    message = (
+        r"look-back-decoding needs a model with tree attention; tiny-mamba2 \(RecurrentModel\) has state-space replay"
+    )
     refused(Engine(backend("mamba2")), Incompatible, message, method="look-back-decoding")
 
 

@@ -1,4 +1,4 @@
-"""Caches under arbitrary orders of score, commit, fork, rewind and release answer as if everything were computed anew."""
+"""Caches answer as if all were computed anew, whatever the order of score, commit, fork, rewind and release."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from hypothesis import HealthCheck, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-
 from tests.models.shapes import VOCAB, backend
+
 from unspool.core.model import Cache, LanguageModel
 from unspool.core.scores import Request
 from unspool.core.tree import TokenTree
@@ -94,7 +94,7 @@ class Caches(RuleBasedStateMachine):
         lines = [self.lines[i] for i in chosen]
         for line in lines:
             line.tree = data.draw(trees(self.chains))
-        for line, answers in zip(lines, self.lm.score([Request(l.cache, l.tree) for l in lines]), strict=True):
+        for line, answers in zip(lines, self.lm.score([Request(each.cache, each.tree) for each in lines]), strict=True):
             self.check(line, answers)
 
     @rule(data=st.data())
@@ -105,9 +105,7 @@ class Caches(RuleBasedStateMachine):
         known = len(line.tree)
         more = data.draw(st.integers(1, 3))
         tokens = data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=more, max_size=more))
-        parents = [
-            known + i - 1 if self.chains else data.draw(st.integers(-1, known + i - 1)) for i in range(more)
-        ]
+        parents = [known + i - 1 if self.chains else data.draw(st.integers(-1, known + i - 1)) for i in range(more)]
         line.tree = TokenTree([*line.tree.token_list, *tokens], [*line.tree.parent_list, *parents])
         (answers,) = self.lm.score([Request(line.cache, line.tree, known=known)])
         assert answers.rows == list(range(known, known + more))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from tests.models.shapes import CONTEXT, ENCODER_DECODERS, RECURRENT, SHAPES, SHORT_CONTEXT, backend, prompts
 
 import unspool
-from tests.models.shapes import CONTEXT, ENCODER_DECODERS, RECURRENT, SHAPES, SHORT_CONTEXT, backend, prompts
 from unspool.core.branch import Branch
 from unspool.core.cards import Kind, setting_fields
 from unspool.core.compose import Composition, compose
@@ -34,6 +35,9 @@ OTHERS = [method for method in LOSSLESS if method.card.kind is not Kind.DRAFTER]
 
 # Without fused kernels these run a token at a time; one recurrent shape stands for all where the loop is at stake.
 BY_AND_LARGE = [pytest.param(s, marks=pytest.mark.slow) if s in ("mamba", "jamba") else s for s in SHAPES]
+# Stops are the loop's business: one shape of every kind of cache.
+KINDS_OF_CACHE = ("llama", "gemma3", "t5", "mamba2")
+ONE_OF_A_KIND = [s if s in KINDS_OF_CACHE else pytest.param(s, marks=pytest.mark.slow) for s in SHAPES]
 
 
 def slug(value: Any) -> str:
@@ -184,12 +188,14 @@ def test_drafters_of_long_recurrent_texts(method: Method, shape: str) -> None:
 def test_everything_else(method: Method, shape: str) -> None:
     if method.card.kind is Kind.SAMPLER and not method.cls().deterministic:  # type: ignore[attr-defined]
         names = {field.name for field in setting_fields(method.settings)}
-        assert "temperature" in names, "a lossless sampler that draws at random is the business of the tests of distributions"
+        assert "temperature" in names, (
+            "a lossless sampler that draws at random is the business of the tests of distributions"
+        )
         pytest.skip("draws at random unless its temperature is 0")
     around = compositions(method)
     assert around, f"no drafter makes what {method.card.slug} judges"
     asked, expected = batch(shape, quick(shape))
-    size = 10 if shape in RECURRENT else 24
+    size = 10 if shape in RECURRENT else 16
     for name in around:
         made = built(name, shape)
         if made is None:
@@ -206,9 +212,7 @@ class Pairs:
     """Two letters a token, so that a stop string can begin and end within tokens."""
 
     def encode(self, text: str) -> list[int]:
-        return [
-            "abcdefgh".index(text[at]) * 8 + "stuvwxyz".index(text[at + 1]) for at in range(0, len(text), 2)
-        ]
+        return ["abcdefgh".index(text[at]) * 8 + "stuvwxyz".index(text[at + 1]) for at in range(0, len(text), 2)]
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join("abcdefgh"[i // 8] + "stuvwxyz"[i % 8] for i in ids)
@@ -265,7 +269,7 @@ def inside_a_run(events: list[Event]) -> bool:
     return any(event.accepted and len(event.tokens) == len(event.accepted) for event in last.values())
 
 
-@pytest.mark.parametrize("shape", BY_AND_LARGE)
+@pytest.mark.parametrize("shape", ONE_OF_A_KIND)
 def test_stop_tokens(shape: str) -> None:
     asked, expected = batch(shape, quick(shape))
     for name, make in stopping_methods(shape):
@@ -282,7 +286,7 @@ def test_stop_tokens(shape: str) -> None:
                 assert inside_a_run(events)
 
 
-@pytest.mark.parametrize("shape", BY_AND_LARGE)
+@pytest.mark.parametrize("shape", ONE_OF_A_KIND)
 def test_stop_strings(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = backend(shape)
     monkeypatch.setattr(lm, "tokenizer", Pairs())
@@ -351,7 +355,7 @@ def sampler_settings(method: Method) -> list[dict[str, Any]]:
     return [{}]
 
 
-@pytest.mark.parametrize("shape", ["llama", "gemma3", "t5", "mamba2"])
+@pytest.mark.parametrize("shape", KINDS_OF_CACHE)
 @pytest.mark.parametrize("method", [m for m in IN_ORDER if m.card.kind is Kind.SAMPLER], ids=slug)
 def test_samplers_choose_the_same_under_speculation(method: Method, shape: str) -> None:
     """Fixed candidates are matched with the sampler's own choices, draw for draw: a seed gives one text."""
@@ -379,7 +383,6 @@ def test_samplers_choose_the_same_under_speculation(method: Method, shape: str) 
 # -- a real model -------------------------------------------------------------------------------------------------
 
 QUESTIONS = (
-    "Write a Python function that adds two numbers, and a second one that subtracts them.",
     "Repeat after me: one two three four, one two three four, one two three four.",
     "Why is the sky blue?",
 )
@@ -388,41 +391,40 @@ NEARLY_EQUAL = 1e-3
 
 
 @pytest.fixture(scope="module")
-def smollm() -> unspool.Engine:
-    return unspool.load("smollm2-135m", dtype="float32", progress=False)
+def smollm() -> tuple[LanguageModel, list[list[int]], list[Answer]]:
+    """The model, the prompts, and plain decoding's answers."""
+    engine = unspool.load("smollm2-135m", dtype="float32", progress=False)
+    asked = [engine.encode(question) for question in QUESTIONS]
+    return engine.model, asked, collect(decode(engine.model, asked, stop=Stop(24)))[0]
 
 
 @pytest.mark.model
-def test_smollm2_is_decoded_as_by_plain_greedy(smollm: unspool.Engine, capsys: pytest.CaptureFixture[str]) -> None:
-    lm = smollm.model
-    asked = [smollm.encode(question) for question in QUESTIONS]
-    stop = Stop(32)
-    expected, _ = collect(decode(lm, asked, stop=stop))
+@pytest.mark.parametrize("method", [m for m in DRAFTERS if m.card.slug != "plain"], ids=slug)
+def test_smollm2_is_decoded_as_by_plain_greedy(
+    method: Method,
+    smollm: tuple[LanguageModel, list[list[int]], list[Answer]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lm, asked, expected = smollm
+    made = compose(lm, method.card.slug, models=dict.fromkeys(method.card.models, lm))
+    answers, events = collect(made.decode(asked, stop=Stop(24)))
+    assert sum(len(e.accepted) for e in events if isinstance(e, Stepped)) > 0, "nothing was ever accepted"
     ties: list[str] = []
-    compared = 0
-    for method in DRAFTERS:
-        if method.card.slug == "plain" or method.card.needs - lm.capabilities:
+    for prompt, answer, plain in zip(asked, answers, expected, strict=True):
+        if answer == plain:
             continue
-        made = compose(lm, method.card.slug, models={role: lm for role in method.card.models})
-        answers, events = collect(made.decode(asked, stop=stop))
-        assert sum(len(e.accepted) for e in events if isinstance(e, Stepped)) > 0, "nothing was ever accepted"
-        for prompt, answer, plain in zip(asked, answers, expected, strict=True):
-            compared += 1
-            if answer == plain:
-                continue
-            at = next(i for i, (a, b) in enumerate(zip(answer.tokens, plain.tokens, strict=False)) if a != b)
-            cache = lm.new_cache()
-            text = [*prompt, *plain.tokens[:at]]
-            logits = lm.prefill(cache, text, rows=[len(text) - 1])[-1].logits[-1]
-            best = logits.topk(2)
-            gap = float(best.values[0] - best.values[1])
-            ties.append(f"{method.card.slug}: token {at}, gap {gap:.2g}")
-            assert gap < NEARLY_EQUAL, ties[-1]
-            assert {answer.tokens[at], plain.tokens[at]} == set(best.indices.tolist())
+        at = next(i for i, (a, b) in enumerate(zip(answer.tokens, plain.tokens, strict=False)) if a != b)
+        cache = lm.new_cache()
+        text = [*prompt, *plain.tokens[:at]]
+        logits = lm.prefill(cache, text, rows=[len(text) - 1])[-1].logits[-1]
+        best = logits.topk(2)
+        gap = float(best.values[0] - best.values[1])
+        ties.append(f"token {at}, gap {gap:.2g}")
+        assert gap < NEARLY_EQUAL, ties[-1]
+        assert {answer.tokens[at], plain.tokens[at]} == set(best.indices.tolist())
     with capsys.disabled():
-        print(f"\nSmolLM2-135M: {compared} texts compared, {len(ties)} numerical ties {ties}")
-    assert compared >= 3 * 3
-    assert len(ties) <= 1 + compared // 20
+        sys.stdout.write(f"\nSmolLM2-135M, {method.card.slug}: {len(asked)} texts, {len(ties)} numerical ties {ties}\n")
+    assert len(ties) <= 1
 
 
 def test_a_hand_made_part_needs_no_card() -> None:

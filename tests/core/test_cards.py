@@ -145,12 +145,12 @@ def test_every_card_is_whole() -> None:
         card = method.card
         assert card.slug == card.slug.lower().replace("_", "-").replace(" ", "-")
         assert card.summary.endswith(".")
-        assert method.cls.__module__.rsplit(".", 1)[-1].replace("_", "-") in (card.slug, "standard"), "named after its slug"
+        assert method.cls.__module__.rsplit(".", 1)[-1].replace("_", "-") in (card.slug, "standard"), (
+            "named after its slug"
+        )
         method.settings()
         for field_ in setting_fields(method.settings):
             assert field_.help, f"{card.slug}.{field_.name} has no description"
-
-
 
 
 def test_kinds_are_asked_for() -> None:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from tests.toys import TableModel
+
 from unspool.core.branch import Branch
 from unspool.core.compose import compose
 from unspool.core.decode import Greedy
@@ -64,7 +64,12 @@ def test_the_verifier_follows_the_drafter(model: TableModel) -> None:
         ("prompt-lookup", {"settings": {"tokns": 3}}, InvalidInput, r"no method in use has a setting 'tokns'.*tokens"),
         ("prompt-lookup", {"settings": {"plain.x": 3}}, InvalidInput, r"'plain' is not in use; in use: prompt-lookup"),
         ("prompt-lookup", {"settings": {"tokens": "x"}}, InvalidInput, r"prompt-lookup cannot use tokens='x'"),
-        ("prompt-lookup", {"settings": {"prompt-lookup.tokens": 0}}, InvalidInput, r"tokens=0: .* greater than or equal"),
+        (
+            "prompt-lookup",
+            {"settings": {"prompt-lookup.tokens": 0}},
+            InvalidInput,
+            r"tokens=0: .* greater than or equal",
+        ),
         (
             "token-recycling+fixed-budget",
             {"settings": {"nodes": 3}},
@@ -84,7 +89,12 @@ def test_the_verifier_follows_the_drafter(model: TableModel) -> None:
             Incompatible,
             r"greedy-match only judges deterministic choices; Random draws at random: use temperature 0",
         ),
-        ([Beam(), "prompt-lookup"], {}, Incompatible, r"Beam needs all branches to gain one token a step; prompt-lookup"),
+        (
+            [Beam(), "prompt-lookup"],
+            {},
+            Incompatible,
+            r"Beam needs all branches to gain one token a step; prompt-lookup",
+        ),
         ([Beam(), Guess()], {}, Incompatible, r"Beam needs all branches to gain one token a step; Guess"),
         ([Part()], {}, Incompatible, r"Part fills no socket of the in-order loop"),
     ],
@@ -104,7 +114,8 @@ def test_a_verifier_that_does_not_judge_the_draft(model: TableModel) -> None:
         proposal = Proposal.WITH_REPLACEMENT
 
     with pytest.raises(
-        Incompatible, match=r"recursive-rejection judges .*without replacement; Replacing proposes siblings sampled with repl"
+        Incompatible,
+        match=r"recursive-rejection judges .*without replacement; Replacing proposes siblings sampled with repl",
     ):
         compose(model, [Replacing(), "recursive-rejection"])
 
@@ -119,7 +130,9 @@ def test_no_verifier_for_a_kind_of_draft(model: TableModel, monkeypatch: pytest.
 
 def test_a_missing_capability_names_both(model: TableModel) -> None:
     model.capabilities = frozenset({Capability.CACHE_EDITING})
-    with pytest.raises(Incompatible, match=r"look-back-decoding needs a model with tree attention; table-6-0 \(TableModel\)"):
+    with pytest.raises(
+        Incompatible, match=r"look-back-decoding needs a model with tree attention; table-6-0 \(TableModel\)"
+    ):
         compose(model, "look-back-decoding")
 
 

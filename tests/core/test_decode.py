@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-
 from tests.models.shapes import backend
 from tests.toys import TableCache, TableModel
+
 from unspool.core.branch import Branch, mix_seed
 from unspool.core.compose import compose
 from unspool.core.decode import Greedy, Stop, decode
@@ -109,7 +109,9 @@ def test_probes_are_the_models_probabilities(model: TableModel) -> None:
     assert of_kind(list(decode(model, [[4, 5]], stop=Stop(2))), Stepped)[0].probe is None
 
 
-@pytest.mark.parametrize(("length", "chunk", "passes"), [(3, 4, 0), (4, 4, 0), (5, 4, 1), (9, 4, 2), (9, 2, 4), (9, 1, 8)])
+@pytest.mark.parametrize(
+    ("length", "chunk", "passes"), [(3, 4, 0), (4, 4, 0), (5, 4, 1), (9, 4, 2), (9, 2, 4), (9, 1, 8)]
+)
 def test_prompts_enter_in_pieces(model: TableModel, length: int, chunk: int, passes: int) -> None:
     prompt = [i % 7 for i in range(length)]
     widest: list[int] = []
@@ -236,7 +238,10 @@ def test_constraints_hold_under_speculation(model: TableModel) -> None:
 
 def test_seeds_reproduce_runs(model: TableModel) -> None:
     def run(seed: int) -> list[tuple[int, ...]]:
-        return [e.tokens for e in of_kind(list(decode(model, [[1], [1]], sampler=Random(), seed=seed, stop=Stop(20))), Finished)]
+        return [
+            e.tokens
+            for e in of_kind(list(decode(model, [[1], [1]], sampler=Random(), seed=seed, stop=Stop(20))), Finished)
+        ]
 
     assert run(5) == run(5)
     assert run(5) != run(6)
@@ -409,7 +414,9 @@ def test_looking_ahead_and_stops(model: TableModel, stop: int) -> None:
 class Script(Search):
     """Moves as they are told, and a record of what was there."""
 
-    def __init__(self, width: int, moves: dict[int, list[Move]], choose: Callable[[Sequence[Branch]], int] = lambda b: 0) -> None:
+    def __init__(
+        self, width: int, moves: dict[int, list[Move]], choose: Callable[[Sequence[Branch]], int] = lambda b: 0
+    ) -> None:
         super().__init__()
         self._width = width
         self.moves = moves
@@ -457,7 +464,11 @@ def test_a_search_forks_drops_and_rewinds(shape: str) -> None:
 def test_branches_are_what_a_fresh_run_would_be(shape: str) -> None:
     lm = backend(shape)
     (plain,) = of_kind(list(decode(lm, [[9, 8, 7]], stop=Stop(9))), Finished)
-    moves = {2: [Move(1), Move(0, keep=1), Move(1, keep=0)], 3: [Move(2), Move(1)], 5: [Move(1), Move(1, keep=2), Move(0)]}
+    moves = {
+        2: [Move(1), Move(0, keep=1), Move(1, keep=0)],
+        3: [Move(2), Move(1)],
+        5: [Move(1), Move(1, keep=2), Move(0)],
+    }
     for winner in range(3):
         search = Script(2, moves, choose=lambda b, winner=winner: winner)  # type: ignore[misc]
         (finished,) = of_kind(list(decode(lm, [[9, 8, 7]], search=search, stop=Stop(9))), Finished)

@@ -67,5 +67,10 @@ def test_words_and_data() -> None:
 
 def test_nothing_happened() -> None:
     empty = Statistics()
-    assert (empty.accepted_length, empty.acceptance_rate, empty.forwards_per_token, empty.tokens_per_second) == (0, None, 0, 0)
+    assert (empty.accepted_length, empty.acceptance_rate, empty.forwards_per_token, empty.tokens_per_second) == (
+        0,
+        None,
+        0,
+        0,
+    )
     assert "0 tokens" in empty.line()

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tests.models.shapes import ByteTokenizer
+
 from unspool.core.text import TextStream
 
 
@@ -56,7 +57,7 @@ class Fallback(Pieces):
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
     edges = sorted({0, len(data), *(place for place in places if place <= len(data))})
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(edges)]
 
 
 texts = st.text(alphabet=st.sampled_from("ab é中😀🏳️\u200d🌈\n"), max_size=14)

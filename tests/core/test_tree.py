@@ -104,7 +104,9 @@ def test_a_budget_keeps_whole_paths(tree: TokenTree, data: st.DataObject) -> Non
     weights = None if values is None else torch.tensor(values, dtype=torch.float64)
     kept = tree.kept_by(nodes=nodes, depth=depth, weights=weights)
     assert kept == sorted(set(kept))
-    assert all(tree.parent_list[node] == ROOT or tree.parent_list[node] in kept for node in kept), "closed under ancestors"
+    assert all(tree.parent_list[node] == ROOT or tree.parent_list[node] in kept for node in kept), (
+        "closed under ancestors"
+    )
     shallow = [node for node in range(len(tree)) if depth is None or tree.depths[node] < depth]
     assert set(kept) <= set(shallow)
     assert len(kept) == (len(shallow) if nodes is None else min(nodes, len(shallow))), "no room is given away"

@@ -21,6 +21,7 @@ from unspool.evaluation.metrics import (
     perplexity,
     pooled,
     rep_n,
+    repeats,
     sibling_logits,
 )
 
@@ -30,6 +31,12 @@ ABAB = [1, 2, 1, 2, 1, 2]
 def test_ngrams() -> None:
     assert ngrams([1, 2, 3], 2) == [(1, 2), (2, 3)]
     assert ngrams([1, 2, 3], 4) == []
+
+
+def test_repeats_by_hand() -> None:
+    assert repeats(ABAB, 2) == [False, False, True, True, True]
+    assert repeats([1, 2, 3], 4) == []
+    assert sum(repeats(ABAB, 3)) / 4 == rep_n(ABAB, 3)
 
 
 def test_rep_n_by_hand() -> None:

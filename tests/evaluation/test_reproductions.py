@@ -307,6 +307,21 @@ def test_recycling_is_exact_and_random_candidates_are_worthless(engine: Engine) 
     assert checks["the state is vocabulary * 8 * 4 bytes"].met
 
 
+def test_the_premise_sees_a_loop(engine: Engine) -> None:
+    """In a text that goes round, the distributions come back with the 4-grams."""
+    loop = [65, 66, 67, 68, 69, 70, 71, 72, 73, 74]
+    fresh = list(range(100, 130))
+    lab = Lab(engine, "look-back-decoding")
+    module("look-back-decoding")._premise(lab, [continuation([1, 2, 3, 4], fresh + loop * 4)])
+    assert {row.metric.split(" (")[0] for row in lab.rows} >= {
+        "AUC of KLmin as a detector of a repeated 4-gram that begins"
+    }
+    nothing = Lab(engine, "look-back-decoding")
+    module("look-back-decoding")._premise(nothing, [continuation([1, 2, 3, 4], fresh)])
+    assert not nothing.rows
+    assert judge(nothing.checks) == "fails"
+
+
 def test_the_exact_part_does_not_depend_on_the_model(engine: Engine) -> None:
     lab = Lab(engine, "local-normalization-distortion")
     module("local-normalization-distortion").exact(lab, 20_000, 24)

@@ -206,7 +206,10 @@ class ByteTokenizer:
 
     PIECES: Sequence[bytes] = (
         *(bytes([letter]) for letter in b"abcdefghijklmnopqrstuvwxyz .,\n"),
-        *(word.encode() for word in ("the", " and", "tion", "STOP", "ST", "OP", " x", "é", "ß", "中", "文", "中文", "😀")),
+        *(
+            word.encode()
+            for word in ("the", " and", "tion", "STOP", "ST", "OP", " x", "é", "ß", "中", "文", "中文", "😀")
+        ),
         b"\xf0\x9f",
         b"\x98\x80",
         b"\xf0",

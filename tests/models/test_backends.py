@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import Tensor, nn
-
 from tests.models.shapes import (
     CONTEXT,
     DECODERS,
@@ -25,6 +23,8 @@ from tests.models.shapes import (
     network,
     prompts,
 )
+from torch import Tensor, nn
+
 from unspool.core.errors import Incompatible, InvalidInput
 from unspool.core.model import Cache, Capability, LanguageModel
 from unspool.core.scores import Request, Scores, Want
@@ -68,7 +68,9 @@ def begin(lm: LanguageModel, texts: Sequence[Sequence[int]], chunk: int = 4) -> 
     return [(cache, tokens if isinstance(lm, Seq2SeqModel) else []) for cache, tokens in started]
 
 
-def check(shape: str, lm: LanguageModel, prompt: Sequence[int], before: Sequence[int], tree: TokenTree, scores: Scores) -> None:
+def check(
+    shape: str, lm: LanguageModel, prompt: Sequence[int], before: Sequence[int], tree: TokenTree, scores: Scores
+) -> None:
     for node in scores.rows:
         expected = plain(lm, prompt, [*before, *tree.path_tokens(node)])[-1]
         torch.testing.assert_close(scores.at(node).double(), expected.double(), **close(shape))
@@ -302,7 +304,10 @@ def plain_inside(lm: Any, prompt: Sequence[int], text: Sequence[int]) -> Any:
             )
             return out.decoder_hidden_states, out.decoder_attentions
         out = lm.model(
-            input_ids=torch.tensor([[*prompt, *text]]), use_cache=False, output_hidden_states=True, output_attentions=True
+            input_ids=torch.tensor([[*prompt, *text]]),
+            use_cache=False,
+            output_hidden_states=True,
+            output_attentions=True,
         )
         return out.hidden_states, out.attentions
     finally:
@@ -687,7 +692,9 @@ def test_architectures_that_no_test_names_are_proved_when_loaded() -> None:
 
 
 def test_missing_capabilities_name_both_sides() -> None:
-    with pytest.raises(Incompatible, match=r"eagle needs a model with attentions, hidden states; tiny-mamba \(RecurrentModel\)"):
+    with pytest.raises(
+        Incompatible, match=r"eagle needs a model with attentions, hidden states; tiny-mamba \(RecurrentModel\)"
+    ):
         backend("mamba").require(frozenset({Capability.HIDDEN_STATES, Capability.ATTENTIONS}), "eagle")
     backend("llama").require(frozenset({Capability.HIDDEN_STATES, Capability.ATTENTIONS}), "eagle")
 

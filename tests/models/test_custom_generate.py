@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import chi2_contingency
+from tests.models.shapes import ENCODER_DECODERS, RECURRENT, SHAPES, network, prompts
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import BaseStreamer
 
 import unspool
-from tests.models.shapes import ENCODER_DECODERS, RECURRENT, SHAPES, network, prompts
 from unspool.core.errors import InvalidInput
 from unspool.core.registry import registry
 from unspool.core.sockets import Drafter
@@ -25,20 +25,21 @@ def networks() -> dict[str, Any]:
     return {shape: network(shape) for shape in SHAPES}
 
 
-def inputs(count: int = 3) -> dict[str, torch.Tensor]:
-    """Ragged prompts, padded on the left."""
+def inputs(count: int = 3, *, right: bool = False) -> dict[str, torch.Tensor]:
+    """Ragged prompts, padded on the left as decoders need it, or on the right as encoders do."""
     rows = prompts(count)
     longest = max(map(len, rows))
     ids = torch.full((count, longest), PAD)
     mask = torch.zeros(count, longest, dtype=torch.int64)
     for row, tokens in enumerate(rows):
-        ids[row, longest - len(tokens) :] = torch.tensor(tokens)
-        mask[row, longest - len(tokens) :] = 1
+        place = slice(len(tokens)) if right else slice(longest - len(tokens), None)
+        ids[row, place] = torch.tensor(tokens)
+        mask[row, place] = 1
     return {"input_ids": ids, "attention_mask": mask}
 
 
 def both(model: Any, method: str = "auto", batch: int = 3, **options: Any) -> tuple[Any, Any]:
-    asked = inputs(batch)
+    asked = inputs(batch, right=model.config.is_encoder_decoder)
     options = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": PAD, **options}
     expected = model.generate(**asked, **options)
     mine = model.generate(**asked, **options, custom_generate=unspool.as_custom_generate(method))
@@ -74,12 +75,13 @@ class Push(LogitsProcessor):
         {"repetition_penalty": 1.5},
         {"no_repeat_ngram_size": 2},
         {"min_new_tokens": 15, "eos_token_id": [11, 21, 36, 44, 60]},
-        {"min_length": 25, "eos_token_id": [11, 21, 36, 44, 60]},
+        {"min_length": 18, "eos_token_id": [11, 21, 36, 44, 60]},
         {"eos_token_id": [11, 44]},
         {"bad_words_ids": [[60], [61]]},
         {"suppress_tokens": [60, 11]},
         {"forced_eos_token_id": 5},
         {"logits_processor": LogitsProcessorList([Push()])},
+        {"prefix_allowed_tokens_fn": lambda row, text: [10 + row, 20 + row, 30 + len(text) % 9]},
         {"max_length": 17, "max_new_tokens": None},
     ],
     ids=lambda options: next(iter(options)),
@@ -147,7 +149,9 @@ def test_a_draft_model_and_settings(networks: dict[str, Any]) -> None:
     asked, model = inputs(), networks["llama"]
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": PAD}
     made = unspool.as_custom_generate("draft-model", draft=network("llama", noise=0.2), tokens=3)
-    assert model.generate(**asked, **options, custom_generate=made).tolist() == model.generate(**asked, **options).tolist()
+    assert (
+        model.generate(**asked, **options, custom_generate=made).tolist() == model.generate(**asked, **options).tolist()
+    )
     with pytest.raises(InvalidInput, match="tokens"):
         model.generate(**asked, **options, custom_generate=unspool.as_custom_generate("prompt-lookup", tokens=0))
 
@@ -170,13 +174,21 @@ def test_what_was_learned_is_kept(networks: dict[str, Any], monkeypatch: pytest.
     ("method", "options", "message"),
     [
         ("auto", {"num_beams": 3}, "num_beams is 3; set it to 1"),
-        ("momentum-decoding", {"repetition_penalty": 1.2}, "momentum-decoding brings a sampler of its own.*RepetitionPenalty"),
+        (
+            "momentum-decoding",
+            {"repetition_penalty": 1.2},
+            "momentum-decoding brings a sampler of its own.*RepetitionPenalty",
+        ),
     ],
 )
 def test_what_cannot_be_combined(networks: dict[str, Any], method: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         networks["llama"].generate(
-            **inputs(), **options, max_new_tokens=3, pad_token_id=PAD, custom_generate=unspool.as_custom_generate(method)
+            **inputs(),
+            **options,
+            max_new_tokens=3,
+            pad_token_id=PAD,
+            custom_generate=unspool.as_custom_generate(method),
         )
 
 
@@ -186,7 +198,9 @@ def test_a_sampler_of_a_method_alone(networks: dict[str, Any]) -> None:
     mine = networks["llama"].generate(
         **asked, max_new_tokens=12, do_sample=False, pad_token_id=PAD, custom_generate=function
     )
-    expected = unspool.Engine(networks["llama"]).generate(asked["input_ids"][0].tolist(), "momentum-decoding", max_new_tokens=12)
+    expected = unspool.Engine(networks["llama"]).generate(
+        asked["input_ids"][0].tolist(), "momentum-decoding", max_new_tokens=12
+    )
     assert mine[0, -12:].tolist() == expected.tokens
 
 
@@ -217,7 +231,11 @@ def test_sampled_output_has_the_same_distribution(networks: dict[str, Any]) -> N
     model, prompt = networks["llama"], torch.tensor([[5, 6, 7, 5, 6]])
     drawn = 600
     mask = torch.ones(drawn, prompt.shape[1], dtype=torch.int64)
-    asked = {"input_ids": prompt.expand(drawn, -1), "attention_mask": mask, "generation_config": GenerationConfig(**SAMPLING)}
+    asked = {
+        "input_ids": prompt.expand(drawn, -1),
+        "attention_mask": mask,
+        "generation_config": GenerationConfig(**SAMPLING),
+    }
     function = unspool.as_custom_generate("draft-model", draft=network("llama", noise=0.4), tokens=2)
     counts: dict[tuple[int, ...], list[int]] = {}
     for source, options in enumerate(({}, {"custom_generate": function})):
@@ -248,7 +266,7 @@ def test_sampling_follows_the_global_seed(networks: dict[str, Any]) -> None:
 
 def test_several_greedy_sequences_are_refused(networks: dict[str, Any]) -> None:
     # Transformers refuses these itself; so does the function, for whoever calls it.
-    with pytest.raises(ValueError, match="num_return_sequences|several return sequences"):
+    with pytest.raises(ValueError, match=r"num_return_sequences|several return sequences"):
         networks["llama"].generate(
             **inputs(), do_sample=False, num_return_sequences=2, custom_generate=unspool.as_custom_generate("auto")
         )

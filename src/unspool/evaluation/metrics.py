@@ -29,6 +29,16 @@ def ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
     return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
 
 
+def repeats(tokens: Sequence[int], n: int) -> list[bool]:
+    """For every ``n``-gram, in order, whether it occurred before (overlapping or not)."""
+    seen: set[tuple[int, ...]] = set()
+    found = []
+    for gram in ngrams(tokens, n):
+        found.append(gram in seen)
+        seen.add(gram)
+    return found
+
+
 def rep_n(tokens: Sequence[int], n: int) -> float:
     """Share of ``n``-grams that are repetitions: ``1 - unique / total``, between 0 and 1.
 

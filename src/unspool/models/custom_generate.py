@@ -45,8 +45,10 @@ class ProcessorSampler(Sampler):
     def _processed(self, tokens: list[int], logits: Tensor, branch: Branch) -> Tensor:
         generated = torch.tensor(tokens[branch.prompt_length :], dtype=torch.int64, device=logits.device)
         ids = torch.cat([self.rows[branch.index].to(logits.device), generated])
-        processed: Tensor = self.processors(ids[None], logits[None].float().clone())
-        return processed[0]
+        # Some processors hold something for every row of the batch: the text stands in all rows, one answer is taken.
+        count = len(self.rows)
+        processed: Tensor = self.processors(ids.expand(count, -1), logits.float().expand(count, -1).clone())
+        return processed[branch.index]
 
     def distribution(self, node: Node) -> Distribution:
         scores = self._processed(node.tokens, node.logits, node.branch)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from contracts.exact import RandomDrafts
-from toys import TableModel
+from tests.contracts.exact import RandomDrafts
+from tests.toys import TableModel
 from unspool.core.compose import compose
 from unspool.core.decode import Stop
 from unspool.core.errors import InvalidInput

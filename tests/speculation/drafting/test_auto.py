@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from toys import TableCache, TableModel
+from tests.toys import TableCache, TableModel
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition, compose
 from unspool.core.decode import Stop

@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy import stats
 
-from contracts.exact import Softmax
-from toys import TableCache, TableModel
+from tests.contracts.exact import Softmax
+from tests.toys import TableCache, TableModel
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition, compose
 from unspool.core.decode import Stop

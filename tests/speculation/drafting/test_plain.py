@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toys import TableModel
+from tests.toys import TableModel
 from unspool.core.compose import compose
 from unspool.core.decode import Stop
 from unspool.core.events import Scored, Stepped

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from toys import TableCache, TableModel
+from tests.toys import TableCache, TableModel
 from unspool.core.branch import Branch
 from unspool.core.compose import compose
 from unspool.core.decode import Stop

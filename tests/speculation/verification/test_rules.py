@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from contracts.exact import Given, emitted, outcomes, walk
-from toys import TableModel
+from tests.contracts.exact import Given, emitted, outcomes, walk
+from tests.toys import TableModel
 from unspool.core.cards import Kind
 from unspool.core.compose import compose
 from unspool.core.decode import Greedy

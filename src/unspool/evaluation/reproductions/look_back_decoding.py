@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from unspool.core.model import LanguageModel
-from unspool.evaluation.metrics import auc, continuation_logits
+from unspool.evaluation.metrics import auc, continuation_logits, repeats
 from unspool.evaluation.reproductions._common import (
     Continuation,
     Lab,
@@ -53,7 +52,7 @@ class Size:
 
 @experiment(
     "look-back-decoding",
-    quick=Size(prompts=5, new_tokens=80, batch=5, tuning=0, premise=4, more=False),
+    quick=Size(prompts=4, new_tokens=72, batch=4, tuning=0, premise=4, more=False),
     full=Size(prompts=50, new_tokens=128, batch=10, tuning=10, premise=20, more=True),
 )
 def EXPERIMENT(lab: Lab, size: Size) -> None:
@@ -112,22 +111,7 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
     )
 
     lab.say("the premise, on greedy texts")
-    before, elsewhere = _premise(lab.model, runs["greedy"][: size.premise])
-    if before and elsewhere:
-        near, far = statistics.median(before), statistics.median(elsewhere)
-        detector = auc([-distance for distance in before], [-distance for distance in elsewhere])
-        lab.row("median KLmin in nats just before a repeated 4-gram (elsewhere)", far, near)
-        lab.row("AUC of KLmin as a detector of repetition (chance)", 0.5, detector)
-        lab.check(
-            "median KLmin before a repeated 4-gram below half of that elsewhere",
-            f"{near:.3g} against {far:.3g}",
-            near < far / 2,
-            near < far,
-        )
-        lab.check("AUC of KLmin as a detector of repetition >= 0.8", detector, detector >= 0.8, detector > 0.5)
-    else:
-        lab.check("greedy texts hold repeated 4-grams and others", f"{len(before)} and {len(elsewhere)}", False)
-
+    _premise(lab, runs["greedy"][: size.premise])
     greedy, nucleus, uniform = found["greedy"], found["nucleus"], found["uniform"]
     lab.check(
         "greedy search loops: diversity <= 0.4",
@@ -172,22 +156,46 @@ def _tuned(lab: Lab, prompts: list[list[int]], size: Size) -> float:
     return max(tried)[2]
 
 
-def _premise(model: LanguageModel, texts: Sequence[Continuation]) -> tuple[list[float], list[float]]:
-    """``KLmin`` at every generated token of some texts: where the token completes a 4-gram that the text already
-    holds, and elsewhere."""
-    before: list[float] = []
-    elsewhere: list[float] = []
+def _premise(lab: Lab, texts: Sequence[Continuation]) -> None:
+    """What ``KLmin`` tells about the repetitions in greedy texts: its value where a 4-gram begins that the text already
+    holds, and how well it tells these places, or those where such a 4-gram is completed, from the others."""
+    distance: list[float] = []
+    begins: list[bool] = []
+    ends: list[bool] = []
     for text in texts:
         tokens = [*text.prompt, *text.tokens]
-        # Place j is after j + 1 tokens, so row j chose token j + 1.
-        rows = log_probs(continuation_logits(model, tokens[:1], tokens[1:]))
-        distances = divergences(rows, rows)
-        seen = torch.ones_like(distances, dtype=torch.bool).tril(-1)
-        nearest = distances.masked_fill(~seen, torch.inf).amin(-1).tolist()
-        grams: set[tuple[int, ...]] = set()
-        for place in range(3, len(tokens)):
-            gram = tuple(tokens[place - 3 : place + 1])
-            if place >= len(text.prompt):
-                (before if gram in grams else elsewhere).append(nearest[place - 1])
-            grams.add(gram)
-    return before, elsewhere
+        # Row i chose token i + 1.
+        rows = log_probs(continuation_logits(lab.model, tokens[:1], tokens[1:]))
+        apart = divergences(rows, rows)
+        earlier = torch.ones_like(apart, dtype=torch.bool).tril(-1)
+        nearest = apart.masked_fill(~earlier, torch.inf).amin(-1).tolist()
+        repeated = repeats(tokens, 4)
+        for place in range(len(text.prompt), len(tokens) - 3):
+            distance.append(nearest[place - 1])
+            begins.append(repeated[place])
+            ends.append(repeated[place - 3])
+    if not 0 < sum(begins) < len(begins) or not 0 < sum(ends) < len(ends):
+        lab.check("greedy texts hold 4-grams that are repeated and others", f"{sum(begins)} of {len(begins)}", False)
+        return
+
+    def parted(labels: list[bool]) -> tuple[list[float], list[float]]:
+        pairs = list(zip(distance, labels, strict=True))
+        return [d for d, label in pairs if label], [d for d, label in pairs if not label]
+
+    near, far = map(statistics.median, parted(begins))
+    foretold, completed = (auc(*([-d for d in side] for side in parted(labels))) for labels in (begins, ends))
+    lab.row("median KLmin in nats just before a repeated 4-gram, greedy texts (elsewhere)", far, near)
+    lab.row("AUC of KLmin as a detector of a repeated 4-gram that begins (chance)", 0.5, foretold)
+    lab.row("AUC of KLmin as a detector of a repeated 4-gram that is completed (chance)", 0.5, completed)
+    lab.check(
+        "median KLmin before a repeated 4-gram below half of that elsewhere",
+        f"{near:.3g} against {far:.3g}",
+        near < far / 2,
+        near < far,
+    )
+    lab.check(
+        "AUC of KLmin just before a repeated 4-gram as a detector of repetition >= 0.8",
+        foretold,
+        foretold >= 0.8,
+        foretold > 0.5,
+    )

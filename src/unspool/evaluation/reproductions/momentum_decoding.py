@@ -25,7 +25,8 @@ class Size:
         prompts, new_tokens, batch: of the comparison of texts.
         longer: tokens to go on with if greedy search does not loop within ``new_tokens``.
         contrastive: whether texts of contrastive search are judged as well (its speed always is).
-        timed_tokens, rounds: length of a timed text, and how often each method writes it.
+        timed_tokens, rounds: length of a timed text, and how often each method writes it; the fastest
+            counts.
         judge: the model whose perplexity is taken; ``None`` for the writer itself.
     """
 
@@ -42,7 +43,7 @@ class Size:
 @experiment(
     "momentum-decoding",
     quick=Size(
-        prompts=6, new_tokens=80, batch=6, longer=None, contrastive=False, timed_tokens=16, rounds=2, judge=None
+        prompts=6, new_tokens=80, batch=6, longer=None, contrastive=False, timed_tokens=12, rounds=3, judge=None
     ),
     full=Size(
         prompts=60,
