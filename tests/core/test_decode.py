@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -562,3 +563,21 @@ def test_what_compositions_pass_on(model: TableModel) -> None:
     events = list(made.decode([[1, 2]], stop=Stop(3), seed=2, chunk=1, probe=True))
     assert len(of_kind(events, Prefilled)) == 1
     assert of_kind(events, Stepped)[0].probe is not None
+
+
+def test_the_deadline_is_watched_while_the_prompt_is_read() -> None:
+    class Slow(TableModel):
+        def score(self, *args: Any, **kwargs: Any) -> Any:
+            time.sleep(0.02)
+            return super().score(*args, **kwargs)
+
+    model = Slow()
+    (finished,) = [
+        event
+        for event in decode(model, [[1] * 400], chunk=4, stop=Stop(max_new_tokens=5, deadline=0.05))
+        if isinstance(event, Finished)
+    ]
+    assert finished.reason == "deadline"
+    assert finished.tokens == ()
+    # A hundred passes would read the whole prompt.
+    assert model.forwards < 50

@@ -124,7 +124,8 @@ def decode(
             yield Started(branch.index, len(prompt))
             loop.begin(branch)
         # A search forks after the prompt was read, so nothing of it may be left for the first step.
-        yield from loop.prefill(branches, chunk, leave=1 if search else chunk)
+        until = None if stop.deadline is None else began + stop.deadline
+        yield from loop.prefill(branches, chunk, leave=1 if search else chunk, until=until)
 
         groups: dict[int, list[Branch]] = {}
         for branch in branches:
@@ -146,7 +147,7 @@ def decode(
             if live:
                 yield from loop.round(live, drafter, controller, cache_policy, step, streaming=search is None)
                 step += 1
-            late = stop.deadline is not None and time.perf_counter() - began >= stop.deadline
+            late = until is not None and time.perf_counter() >= until
             for index, group in list(groups.items()):
                 if late:
                     for branch in group:
@@ -234,14 +235,20 @@ class _Loop:
 
     # -- the prompt -----------------------------------------------------------------------------------------------
 
-    def prefill(self, branches: list[Branch], size: int, leave: int) -> Iterator[Event]:
-        """Read the prompts in pieces of at most ``size``; at most ``leave`` tokens of each enter with the first
-        step."""
+    def prefill(self, branches: list[Branch], size: int, leave: int, until: float | None) -> Iterator[Event]:
+        """Read the prompts in pieces of at most ``size``; at most ``leave`` tokens of each enter with the first step.
+
+        The branches end with the deadline if the clock passes ``until`` before all is read.
+        """
         while True:
             long = [branch for branch in branches if len(branch.pending) > leave]
             if not long:
                 return
             began, forwards = time.perf_counter(), self.model.forwards
+            if until is not None and began >= until:
+                for branch in branches:
+                    branch.finished = "deadline"
+                return
             trees = [TokenTree.chain(branch.pending[: min(size, len(branch.pending) - 1)]) for branch in long]
             rows: list[int] | None = None if self.reads_prompt else []
             requests = [Request(branch.cache, tree, rows=rows) for branch, tree in zip(long, trees, strict=True)]

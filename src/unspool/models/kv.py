@@ -54,7 +54,10 @@ class KVPool:
         fresh = []
         for place, rows in enumerate((keys, values)):
             # Zeros, not empty: masked rows get weight 0, and 0 * NaN would be NaN.
-            size = (max(slots, held[0].shape[0] if held else 0), rows.shape[1], room, rows.shape[3])
+            # Forks come one by one; doubling keeps them from copying everything each time.
+            before = held[0].shape[0] if held else 0
+            wide = slots if before == 0 else before if slots <= before else max(slots, 2 * before)
+            size = (wide, rows.shape[1], room, rows.shape[3])
             new = rows.new_zeros(size)
             if held is not None:
                 old = held[place]

@@ -58,6 +58,11 @@ class SourcePool(KVPool):
         self.owners.append(cache)
         return cache
 
+    def release(self, cache: KVCache) -> None:
+        super().release(cache)
+        if not self.owners:
+            self.cross = None
+
     @property
     def slot_bytes(self) -> int:
         crossing = 0
