@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from unspool.core.errors import InvalidInput, WeightsError
 from unspool.core.model import LanguageModel
+from unspool.models.few_rows import use_few_rows
 from unspool.models.hub import ModelSource, resolve
 from unspool.models.recurrent import RecurrentModel, is_recurrent
 from unspool.models.seq2seq import Seq2SeqModel
@@ -57,6 +58,7 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
     place = _device(device)
     source = resolve(name, progress=progress)
     model, tokenizer = _read(source, DTYPES[dtype], progress)
+    use_few_rows(model)
     return wrap(model.to(place), TextTokenizer(tokenizer) if tokenizer is not None else None, name)
 
 

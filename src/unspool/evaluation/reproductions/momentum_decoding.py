@@ -43,7 +43,7 @@ class Size:
 @experiment(
     "momentum-decoding",
     quick=Size(
-        prompts=6, new_tokens=80, batch=6, longer=None, contrastive=False, timed_tokens=12, rounds=3, judge=None
+        prompts=4, new_tokens=72, batch=4, longer=None, contrastive=False, timed_tokens=12, rounds=3, judge=None
     ),
     full=Size(
         prompts=60,
