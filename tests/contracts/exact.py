@@ -10,9 +10,9 @@ from unittest import mock
 
 import torch
 from scipy import stats
+from tests.toys import TableCache, TableModel
 from torch import Tensor
 
-from tests.toys import TableCache, TableModel
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition
 from unspool.core.decode import Stop

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.contracts.exact import FastTable, RandomDrafts, Softmax, continuations, emitted, fit, outcomes, walk
 from torch import Tensor
 
-from tests.contracts.exact import FastTable, RandomDrafts, Softmax, continuations, emitted, fit, outcomes, walk
 from unspool.core.branch import Branch
 from unspool.core.cards import Kind
 from unspool.core.compose import Composition, compose

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-
 from tests.contracts.exact import RandomDrafts
 from tests.toys import TableModel
+
 from unspool.core.compose import compose
 from unspool.core.decode import Stop
 from unspool.core.errors import InvalidInput

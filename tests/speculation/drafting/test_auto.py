@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from tests.toys import TableCache, TableModel
+
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition, compose
 from unspool.core.decode import Stop
@@ -83,7 +83,7 @@ def test_budgets_are_kept(budget: Budget) -> None:
 
 
 def test_models_that_score_only_chains_get_one_chain() -> None:
-    drafter, composition = made(chains())
+    drafter, composition = made(chains(), nodes=11)
     fill(drafter)
     copied = drafter.propose([branch([5, 1, 9, 2, 7, 3, 5, 1])], [Budget()])[0].tree
     assert copied.is_chain

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from scipy import stats
-
 from tests.contracts.exact import Softmax
 from tests.toys import TableCache, TableModel
+
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition, compose
 from unspool.core.decode import Stop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.toys import TableModel
+
 from unspool.core.compose import compose
 from unspool.core.decode import Stop
 from unspool.core.events import Scored, Stepped

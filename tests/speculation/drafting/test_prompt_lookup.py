@@ -6,8 +6,8 @@ import random
 
 import pytest
 import torch
-
 from tests.toys import TableCache, TableModel
+
 from unspool.core.branch import Branch
 from unspool.core.compose import compose
 from unspool.core.decode import Stop

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-
 from tests.toys import TableCache, TableModel
+
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition, compose
 from unspool.core.decode import Stop

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from tests.contracts.exact import Given, emitted, outcomes, walk
 from tests.toys import TableModel
+
 from unspool.core.cards import Kind
 from unspool.core.compose import compose
 from unspool.core.decode import Greedy
