@@ -65,14 +65,14 @@ def _recycling(lab: Lab, matrix: Tensor | None = None, **settings: object) -> tu
 @experiment(
     "token-recycling",
     quick=Size(
-        prompts=4,
-        new_tokens=32,
+        prompts=3,
+        new_tokens=40,
         warm=6,
         warm_tokens=32,
-        warm_nodes=24,
+        warm_nodes=7,
         first=3,
-        trees=(80, 24),
-        cold_nodes=24,
+        trees=(80, 15),
+        cold_nodes=15,
         control=1,
         ablation=False,
     ),
@@ -133,7 +133,7 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
     rng = torch.Generator().manual_seed(0)
     noise = torch.randint(lab.model.vocab_size, (lab.model.vocab_size, K), generator=rng, dtype=torch.int32)
     control, _ = _recycling(lab, noise, nodes=size.cold_nodes, update="nothing")
-    random_tau = tokens_per_step(decode_all(control, prompts[: size.control], new_tokens=size.new_tokens // 2))
+    random_tau = tokens_per_step(decode_all(control, prompts[: size.control], new_tokens=size.new_tokens // 4))
     lab.row(
         f"tokens per step, {size.cold_nodes} nodes, a static matrix of random candidates (plain greedy)",
         1.0,
