@@ -29,7 +29,7 @@ The exit code is 0 if the claim holds or its direction does, and 1 if it fails.
 
   unspool reproduce token-recycling --json | jq .measured
 
-  unspool reproduce --all --quick --table docs/reproductions.md
+  unspool reproduce --all --quick --table docs/results.md
 """
 
 _COLOURS = {"holds": "green", "direction holds": "yellow", "fails": "red"}
@@ -53,7 +53,10 @@ def reproduce(
     every: Annotated[
         bool, typer.Option("--all", help="One after the other, every method that has an experiment.")
     ] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts and tokens: minutes, not hours.")] = False,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Fewer prompts and tokens: within a minute where both of two cores are free."),
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", help="Instead of the experiment's own.", autocompletion=_options.complete_model),
