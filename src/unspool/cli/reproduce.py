@@ -54,8 +54,7 @@ def reproduce(
         bool, typer.Option("--all", help="One after the other, every method that has an experiment.")
     ] = False,
     quick: Annotated[
-        bool,
-        typer.Option("--quick", help="Fewer prompts and tokens: within a minute where both of two cores are free."),
+        bool, typer.Option("--quick", help="Fewer prompts and tokens: about a minute on two free cores.")
     ] = False,
     model: Annotated[
         str | None,
