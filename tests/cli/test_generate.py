@@ -32,7 +32,7 @@ def test_json(answer: Any, model: str) -> None:
     assert len(data["tokens"]) == 24 == data["statistics"]["tokens"]
     assert (data["method"], data["model"], data["seed"], data["lossless"]) == ("auto", model, 3, True)
     assert data["settings"]["sampling"]["temperature"] == 0
-    assert data["settings"]["auto"]["nodes"] == 16
+    assert data["settings"]["auto"] == {"nodes": None, "lookup": 3}
 
 
 @pytest.mark.parametrize(
