@@ -60,7 +60,9 @@ def test_all(run: Any, asked: Any, tmp_path: Path) -> None:
     results = json.loads(run("reproduce", "--all", "--json", "--table", path, code=1).stdout)
     assert [result["slug"] for result in results] == ["good", "so-so", "bad", "broken"]
     assert results[3]["error"] == {"type": "InvalidInput", "message": "there is no data for it"}
-    assert path.read_text() == reproductions.table(
+    heading, _, rows = path.read_text().partition("\n\n|")
+    assert "Printed by `unspool reproduce --all --table FILE`" in heading
+    assert "|" + rows == reproductions.table(
         [outcome("good"), outcome("so-so", met=False), outcome("bad", met=False, direction=False)]
     )
     assert "there is no data for it" in run("reproduce", "--all", code=1).stdout

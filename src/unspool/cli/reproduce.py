@@ -32,6 +32,13 @@ The exit code is 0 if the claim holds or its direction does, and 1 if it fails.
   unspool reproduce --all --quick --table docs/results.md
 """
 
+_HEADING = """# Results
+
+Printed by `{command} --table FILE`. `unspool reproduce SLUG` shows the same numbers with the criteria behind each
+verdict, the machine, and notes on what differs from the paper's setting.
+
+"""
+
 _COLOURS = {"holds": "green", "direction holds": "yellow", "fails": "red"}
 
 
@@ -114,7 +121,8 @@ def reproduce(
     if as_json:
         typer.echo(json.dumps(results if every else results[0], indent=2))
     if table is not None:
-        _write(table, reproductions.table(done))
+        command = f"unspool reproduce {slug or '--all'}{' --quick' if quick else ''}"
+        _write(table, _HEADING.format(command=command) + reproductions.table(done))
     if any(result["verdict"] not in ("holds", "direction holds") for result in results):
         raise typer.Exit(1)
 
