@@ -74,8 +74,8 @@ class Size:
     "local-normalization-distortion",
     quick=Size(
         draws=20_000,
-        weighed=32,
-        prompts=3,
+        weighed=16,
+        prompts=2,
         length=16,
         texts=16,
         k=10,
