@@ -118,10 +118,10 @@ def test_compositions_are_kept(engine: Engine) -> None:
     assert engine.compose("auto", settings={"nodes": 8}, temperature=0.5) is one
     drafter: Any = engine.compose("token-recycling").drafter
     engine.generate("the cat and the cat", "token-recycling", max_new_tokens=20)
-    assert (drafter.matrix >= 0).any(), "what was learned stays"
+    assert (drafter.adjacency.matrix >= 0).any(), "what was learned stays"
     engine.forget()
     fresh: Any = engine.compose("token-recycling").drafter
-    assert not (fresh.matrix >= 0).any()
+    assert not (fresh.adjacency.matrix >= 0).any()
 
 
 def test_samplers_of_methods(engine: Engine) -> None:

@@ -275,7 +275,7 @@ class _Loop:
         others = {
             id(model): model for part in self.parts for model in part.other_models if model is not self.model
         }.values()
-        t0, target_before = clock(), self.model.forwards
+        t0, target_before, layers_before = clock(), self.model.forwards, self.model.layers_run
         others_before = sum(other.forwards for other in others)
 
         drafts = self.propose(live, drafter, controller)
@@ -289,7 +289,12 @@ class _Loop:
             Request(branch.cache, tree, rows=None if self.reads_prompt else list(range(max(offset - 1, 0), len(tree))))
             for branch, tree, offset in zip(live, trees, offsets, strict=True)
         ]
-        all_scores = self.model.score(requests, self.want)
+        for request, draft in zip(requests, drafts, strict=True):
+            if draft.entered is not None:
+                request.inputs = torch.cat([draft.entered.pending, draft.entered.hidden])
+        all_scores = self.score(
+            requests, [self.layers(branch, draft, controller) for branch, draft in zip(live, drafts, strict=True)]
+        )
 
         t2 = clock()
         stepped: list[Stepped] = []
@@ -307,8 +312,27 @@ class _Loop:
             others_forwards,
             sum(branch.cache.nbytes for branch in live),
             tuple((branch.index, branch.number) for branch in live),
+            self.model.layers_run - layers_before,
         )
         yield from stepped
+
+    def layers(self, branch: Branch, draft: Draft, controller: Controller | None) -> tuple[int, ...] | None:
+        """Which layers finish the pass over this branch's tree; ``None`` for all."""
+        if draft.entered is not None:
+            return tuple(range(draft.entered.layer, self.model.num_layers))
+        chosen = controller.layers(branch) if controller is not None else None
+        return None if chosen is None else tuple(chosen)
+
+    def score(self, requests: list[Request], layers: list[tuple[int, ...] | None]) -> list[Scores]:
+        """One pass for all requests that run the same layers."""
+        groups: dict[tuple[int, ...] | None, list[int]] = {}
+        for place, kept in enumerate(layers):
+            groups.setdefault(kept, []).append(place)
+        answers: dict[int, Scores] = {}
+        for kept, places in groups.items():
+            scores = self.model.score([requests[place] for place in places], self.want, kept)
+            answers.update(zip(places, scores, strict=True))
+        return [answers[place] for place in range(len(requests))]
 
     def propose(self, live: list[Branch], drafter: Drafter | None, controller: Controller | None) -> list[Draft]:
         """Drafts within what remains of the request and of the context; what a sampler asked to see goes first."""

@@ -25,7 +25,10 @@ class Prefilled:
 
 @dataclass(frozen=True)
 class Scored:
-    """One round of the loop, over all live branches: drafting, one target pass, verification. Times in seconds."""
+    """One round of the loop, over all live branches: drafting, one target pass, verification. Times in seconds.
+
+    ``layers`` counts the layers that those of ``forwards`` ran through (0 if the model cannot tell).
+    """
 
     step: int
     draft_seconds: float
@@ -35,6 +38,7 @@ class Scored:
     draft_forwards: int
     cache_bytes: int
     branches: tuple[tuple[int, int], ...]
+    layers: int = 0
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,9 @@ class LanguageModel(ABC):
         tokenizer: text to tokens and back, or ``None``.
         stop_tokens: tokens that end a text.
         capabilities: see :class:`Capability`.
+        num_layers: layers that :attr:`Capability.LAYER_RANGES` tells apart; 0 for a model without.
         forwards: passes through the network since loading, of any number of tokens.
+        layers_run: layers that those passes ran through; 0 for a model without layers.
     """
 
     name: str
@@ -101,6 +103,11 @@ class LanguageModel(ABC):
     device: torch.device
     dtype: torch.dtype
     forwards: int = 0
+    layers_run: int = 0
+
+    @property
+    def num_layers(self) -> int:
+        return 0
 
     @abstractmethod
     def new_caches(self, count: int) -> list[Cache]:

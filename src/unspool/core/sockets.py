@@ -19,6 +19,7 @@ from torch import Tensor
 from unspool.core.branch import Branch
 from unspool.core.cards import Card, NoSettings
 from unspool.core.errors import Incompatible
+from unspool.core.learned import Learned
 from unspool.core.model import LanguageModel
 from unspool.core.scores import LOGITS, Scores, Want
 from unspool.core.tree import ROOT, TokenTree
@@ -93,6 +94,11 @@ class Part:
         """Models that this part runs; the loop reads their forward counts."""
         return ()
 
+    @property
+    def learned(self) -> Mapping[str, Learned]:
+        """What the part keeps between requests, by name (its slug, or a name below it)."""
+        return {}
+
 
 @dataclass
 class Observation:
@@ -135,6 +141,30 @@ class Proposal(StrEnum):
 
 
 @dataclass
+class Entered:
+    """A tree that a drafter has run through the lower layers of the target itself (early exit, self-speculation).
+
+    The target's cache holds those layers' keys and values of the pending tokens and of the draft, provisionally, as the
+    last ``score`` of the branch's cache left them; the verifying pass enters at layer ``layer`` and finishes the rest.
+
+    Args:
+        layer: the first layer that is still to be run.
+        pending: ``[P, d]`` hidden states that enter it, of the branch's pending tokens.
+        hidden: ``[N, d]`` the same of the draft's nodes.
+    """
+
+    layer: int
+    pending: Tensor
+    hidden: Tensor
+
+    def select(self, nodes: Sequence[int]) -> Entered:
+        if list(nodes) != list(range(len(nodes))):
+            # The lower layers' rows lie in the cache in the order of the tree; a gap would shift them.
+            raise ValueError("of a draft that has entered the target only leading nodes can be kept")
+        return Entered(self.layer, self.pending, self.hidden[: len(nodes)])
+
+
+@dataclass
 class Draft:
     """A proposal.
 
@@ -142,11 +172,15 @@ class Draft:
         tree: the guessed continuations of the text so far.
         q: ``[Q, V]`` distributions that nodes were drawn from; ``None`` if they are fixed candidates.
         q_rows: ``[N]`` row of ``q`` that each node was drawn from. Siblings share a row and stand in drawing order.
+        confidence: ``[N]`` the drafter's own probability of every node's token after its parent; empty if it has none.
+        entered: how far the target has come with this tree already, or ``None``.
     """
 
     tree: TokenTree
     q: Tensor | None = None
     q_rows: list[int] = field(default_factory=list)
+    confidence: list[float] = field(default_factory=list)
+    entered: Entered | None = None
 
     @classmethod
     def empty(cls) -> Draft:
@@ -155,9 +189,17 @@ class Draft:
     def limited(self, budget: Budget) -> Draft:
         """The part of it that a budget allows; dropped by place in the tree alone, so that no bias can enter."""
         kept = self.tree.kept_by(nodes=budget.nodes, depth=budget.depth)
-        if len(kept) == len(self.tree):
-            return self
-        return Draft(self.tree.select(kept), self.q, [self.q_rows[node] for node in kept] if self.q_rows else [])
+        return self if len(kept) == len(self.tree) else self.select(kept)
+
+    def select(self, nodes: Sequence[int]) -> Draft:
+        """The part of it with these nodes, ascending, each with its parent."""
+        return Draft(
+            self.tree.select(nodes),
+            self.q,
+            [self.q_rows[node] for node in nodes] if self.q_rows else [],
+            [self.confidence[node] for node in nodes] if self.confidence else [],
+            self.entered.select(nodes) if self.entered is not None else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -205,6 +247,13 @@ class Controller(Part):
     def allocate(self, branches: Sequence[Branch], drafts: Sequence[Draft]) -> list[Draft]:
         """Asked after drafting: what of the whole batch's drafts is worth verifying."""
         return list(drafts)
+
+    def layers(self, branch: Branch) -> Sequence[int] | None:
+        """Asked before scoring: the layers of the target that this branch's pass runs; ``None`` for all.
+
+        Leaving some out changes the output, so that a controller that does is not lossless.
+        """
+        return None
 
 
 # -- choosing -----------------------------------------------------------------------------------------------------

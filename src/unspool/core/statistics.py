@@ -18,6 +18,7 @@ class Statistics:
         prompt_tokens, tokens: read and generated.
         steps: rounds of the loop that this request took part in.
         forwards: target passes of those rounds.
+        layers: layers of the target that those passes ran through (0 if the model cannot tell).
         prefill_forwards: target passes that only read the prompt.
         draft_forwards: passes of other models.
         drafted, accepted: draft nodes proposed, draft nodes that stand.
@@ -29,6 +30,7 @@ class Statistics:
     tokens: int = 0
     steps: int = 0
     forwards: int = 0
+    layers: int = 0
     prefill_forwards: int = 0
     draft_forwards: int = 0
     drafted: int = 0
@@ -60,6 +62,7 @@ class Statistics:
             if index is None or any(request == index for request, _ in event.branches):
                 self.steps += 1
                 self.forwards += event.forwards
+                self.layers += event.layers
                 self.draft_forwards += event.draft_forwards
                 self.draft_seconds += event.draft_seconds
                 self.score_seconds += event.score_seconds
@@ -110,6 +113,7 @@ class Statistics:
             "tokens": self.tokens,
             "steps": self.steps,
             "target_forwards": self.forwards,
+            "target_layers": self.layers,
             "prefill_forwards": self.prefill_forwards,
             "draft_forwards": self.draft_forwards,
             "forwards_per_token": self.forwards_per_token,

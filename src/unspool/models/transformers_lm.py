@@ -147,7 +147,7 @@ class TransformersModel(LanguageModel):
         finally:
             for cache in caches:
                 cache.release()
-        self.forwards = 0
+        self.forwards = self.layers_run = 0
 
     def _prove_scores(self, cache: Cache, tree: TokenTree, prefix: list[int]) -> Scores:
         cache.rewind(0)
@@ -207,6 +207,7 @@ class TransformersModel(LanguageModel):
                 stack.enter_context(self._eager())
             out = self._forward(ids, inputs, masks, positions, kv, keep, want.attentions)
         self.forwards += 1
+        self.layers_run += self.num_layers if layers is None else len(layers)
         for cache, request in zip(caches, batch, strict=True):
             cache.scored = len(request.tree)
 

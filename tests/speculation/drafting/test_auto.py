@@ -38,7 +38,7 @@ def chains() -> TableModel:
 
 def fill(drafter: Auto) -> None:
     """Every token is followed by the eight after it."""
-    drafter.recycling.matrix = ((torch.arange(12)[:, None] + 1 + torch.arange(K)) % 12).int()
+    drafter.recycling.adjacency.matrix = ((torch.arange(12)[:, None] + 1 + torch.arange(K)) % 12).int()
 
 
 def has(tree: TokenTree, path: list[int]) -> bool:

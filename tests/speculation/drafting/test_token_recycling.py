@@ -108,14 +108,14 @@ def test_depths_and_chains() -> None:
 def test_a_child_is_the_candidate_of_its_rank() -> None:
     drafter, _ = made(nodes=80)
     rng = torch.Generator().manual_seed(0)
-    drafter.matrix = torch.stack([torch.randperm(12, generator=rng)[:K] for _ in range(12)]).int()
+    drafter.adjacency.matrix = torch.stack([torch.randperm(12, generator=rng)[:K] for _ in range(12)]).int()
     tree = drafter.propose([branch([3, 7])], [Budget()])[0].tree
     assert len(tree) == 80
     ranks = {ROOT: ""}
     for node in range(80):
         parent = tree.parent_list[node]
         above = 7 if parent == ROOT else tree.token_list[parent]
-        rank = int((drafter.matrix[above] == tree.token_list[node]).nonzero())
+        rank = int((drafter.adjacency.matrix[above] == tree.token_list[node]).nonzero())
         ranks[node] = ranks[parent] + str(rank)
     del ranks[ROOT]
     assert sorted(ranks.values()) == sorted(TEMPLATE.split())
@@ -124,8 +124,7 @@ def test_a_child_is_the_candidate_of_its_rank() -> None:
 def test_unknown_rows_propose_nothing() -> None:
     drafter, _ = made(nodes=80)
     assert not drafter.propose([branch([3])], [Budget()])[0].tree
-    assert drafter.matrix is not None
-    drafter.matrix[3] = torch.arange(K)
+    drafter.adjacency.matrix[3] = torch.arange(K)
     tree = drafter.propose([branch([3])], [Budget()])[0].tree
     # The children of the root, and below the one that is 3 again.
     assert [tree.token_list[node] for node in tree.children()] == list(range(K))
@@ -172,27 +171,25 @@ def observation(
 
 def test_every_node_teaches_and_the_accepted_one_last() -> None:
     drafter, _ = made()
-    assert drafter.matrix is not None
     logits = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
     best = logits.topk(K).indices.int()
     # Pending 4, then draft nodes 0..3 with tokens 5, 6, 5, 6: of the 5s the accepted one counts, of the 6s the later.
     drafter.observe(observation([4, 5, 6, 5, 6], [-1, 0, 0, 2, 3], 1, [0], logits, [0, 1, 2, 3, 4]))
-    assert torch.equal(drafter.matrix[4], best[0])
-    assert torch.equal(drafter.matrix[5], best[1])
-    assert torch.equal(drafter.matrix[6], best[4])
-    assert bool((drafter.matrix[[0, 1, 2, 3, 7, 8, 9, 10, 11]] == UNKNOWN).all())
+    assert torch.equal(drafter.adjacency.matrix[4], best[0])
+    assert torch.equal(drafter.adjacency.matrix[5], best[1])
+    assert torch.equal(drafter.adjacency.matrix[6], best[4])
+    assert bool((drafter.adjacency.matrix[[0, 1, 2, 3, 7, 8, 9, 10, 11]] == UNKNOWN).all())
 
 
 def test_rows_that_were_not_asked_for_teach_nothing() -> None:
     drafter, _ = made()
-    assert drafter.matrix is not None
     logits = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))
     drafter.observe(observation([1, 2, 3], [-1, 0, 1], 2, [], logits, [1, 2]))
-    assert bool((drafter.matrix[1] == UNKNOWN).all())
-    assert torch.equal(drafter.matrix[2:4], logits.topk(K).indices.int())
-    drafter.reset()
+    assert bool((drafter.adjacency.matrix[1] == UNKNOWN).all())
+    assert torch.equal(drafter.adjacency.matrix[2:4], logits.topk(K).indices.int())
+    drafter.adjacency.clear()
     drafter.observe(observation([1, 2, 3], [-1, 0, 1], 3, [], torch.empty(0, 12), []))
-    assert bool((drafter.matrix == UNKNOWN).all())
+    assert bool((drafter.adjacency.matrix == UNKNOWN).all())
 
 
 def test_after_a_run_the_matrix_names_the_models_candidates() -> None:
@@ -201,38 +198,35 @@ def test_after_a_run_the_matrix_names_the_models_candidates() -> None:
     model.table = model.table[:1].expand(13, -1, -1)
     drafter, composition = made(model)
     run(composition, [[1, 2, 3]])
-    assert drafter.matrix is not None
-    known = (drafter.matrix != UNKNOWN).all(dim=1).nonzero().flatten().tolist()
+    known = (drafter.adjacency.matrix != UNKNOWN).all(dim=1).nonzero().flatten().tolist()
     assert len(known) > 6
     for token in known:
-        assert torch.equal(drafter.matrix[token].long(), model.next_logits([token]).topk(K).indices)
+        assert torch.equal(drafter.adjacency.matrix[token].long(), model.next_logits([token]).topk(K).indices)
 
 
 @pytest.mark.parametrize(("read", "rows"), [(True, {1, 2, 3, 4}), (False, set())])
 def test_the_prompt_teaches_if_wanted(read: bool, rows: set[int]) -> None:
     drafter, composition = made(read_prompt=read)
-    assert drafter.matrix is not None
     known: set[int] = set()
     for event in composition.decode([[1, 2, 3, 4, 5]], chunk=1):
         if isinstance(event, Prefilled):
-            known = set((drafter.matrix[:, 0] != UNKNOWN).nonzero().flatten().tolist())
+            known = set((drafter.adjacency.matrix[:, 0] != UNKNOWN).nonzero().flatten().tolist())
     assert known == rows
 
 
 @pytest.mark.parametrize(("update", "rows"), [("all", {4, 5, 6, 7}), ("accepted", {4, 6}), ("nothing", set())])
 def test_which_nodes_teach(update: str, rows: set[int]) -> None:
     drafter, _ = made(update=update)
-    assert drafter.matrix is not None
     logits = torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
     drafter.observe(observation([4, 5, 6, 7], [-1, 0, 0, 2], 1, [1], logits, [0, 1, 2, 3]))
-    assert set((drafter.matrix[:, 0] != UNKNOWN).nonzero().flatten().tolist()) == rows
+    assert set((drafter.adjacency.matrix[:, 0] != UNKNOWN).nonzero().flatten().tolist()) == rows
 
 
 def test_a_hot_start_is_faster_and_reset_makes_it_cold() -> None:
     drafter, composition = made()
     cold = steps(run(composition, [[5, 6]], length=30))
     hot = steps(run(composition, [[5, 6]], length=30))
-    drafter.reset()
+    drafter.adjacency.clear()
     assert hot < cold
     assert steps(run(composition, [[5, 6]], length=30)) == cold
 
@@ -249,14 +243,12 @@ def test_vocabularies_smaller_than_a_row() -> None:
     model = TableModel(5, seed=1)
     drafter, composition = made(model)
     assert run(composition, [[1, 2]])[-1].tokens == run(compose(model), [[1, 2]])[-1].tokens
-    assert drafter.matrix is not None
-    assert bool((drafter.matrix[:, 5:] == UNKNOWN).all())
+    assert bool((drafter.adjacency.matrix[:, 5:] == UNKNOWN).all())
 
 
 def test_the_state_is_small() -> None:
     drafter, _ = made()
-    assert drafter.matrix is not None
-    assert drafter.matrix.numel() * drafter.matrix.element_size() == 12 * 8 * 4
+    assert drafter.adjacency.matrix.numel() * drafter.adjacency.matrix.element_size() == 12 * 8 * 4
 
 
 # -- keeping ------------------------------------------------------------------------------------------------------
@@ -265,60 +257,40 @@ def test_the_state_is_small() -> None:
 def test_save_and_load(tmp_path: Path) -> None:
     drafter, composition = made()
     hot = [steps(run(composition, [[5, 6]])) for _ in range(2)][-1]
-    drafter.save(tmp_path / "matrix.safetensors")
+    drafter.adjacency.save(tmp_path / "matrix.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["matrix.safetensors"]
-    assert drafter.matrix is not None
 
     other, later = made()
-    other.load(tmp_path / "matrix.safetensors")
-    assert other.matrix is not None
-    assert torch.equal(other.matrix, drafter.matrix)
+    other.adjacency.load(tmp_path / "matrix.safetensors")
+    assert torch.equal(other.adjacency.matrix, drafter.adjacency.matrix)
     assert steps(run(later, [[5, 6]])) <= hot
 
     early = TokenRecycling()
-    early.load(tmp_path / "matrix.safetensors")
+    early.adjacency.load(tmp_path / "matrix.safetensors")
     compose(TARGET, [early])
-    assert early.matrix is not None
-    assert torch.equal(early.matrix, drafter.matrix)
+    assert torch.equal(early.adjacency.matrix, drafter.adjacency.matrix)
 
 
-def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+def file(path: Path, matrix: torch.Tensor, vocab_size: int = 12) -> Path:
+    save_file({"matrix": matrix}, path, {"unspool": "token-recycling", "vocab_size": str(vocab_size)})
+    return path
+
+
+def test_matrices_that_cannot_be_used(tmp_path: Path) -> None:
     drafter, _ = made()
-    with pytest.raises(WeightsError, match=r"none\.safetensors"):
-        drafter.load(tmp_path / "none.safetensors")
+    before = drafter.adjacency.matrix.clone()
     bad = tmp_path / "bad.safetensors"
-    bad.write_bytes(b"not a matrix")
-    with pytest.raises(WeightsError, match="not a token-recycling matrix"):
-        drafter.load(bad)
-    save_file({"other": torch.zeros(2)}, bad)
-    with pytest.raises(WeightsError, match="not a token-recycling matrix"):
-        drafter.load(bad)
-    save_file({"matrix": torch.zeros(12, 3, dtype=torch.int32)}, bad)
-    with pytest.raises(WeightsError, match=r"\(V, 8\) of int32"):
-        drafter.load(bad)
-    save_file({"matrix": torch.full((12, K), 12, dtype=torch.int32)}, bad)
+    with pytest.raises(WeightsError, match=r"\(V, 8\) matrix of int32"):
+        drafter.adjacency.load(file(bad, torch.zeros(12, 3, dtype=torch.int32)))
     with pytest.raises(WeightsError, match="tokens 12 to 12"):
-        drafter.load(bad)
-    save_file({"matrix": torch.zeros(9, K, dtype=torch.int32)}, bad)
-    with pytest.raises(Incompatible, match="vocabulary of 9"):
-        drafter.load(bad)
+        drafter.adjacency.load(file(bad, torch.full((12, K), 12, dtype=torch.int32)))
+    with pytest.raises(WeightsError, match="9 rows"):
+        drafter.adjacency.load(file(bad, torch.zeros(9, K, dtype=torch.int32)))
+    assert torch.equal(drafter.adjacency.matrix, before)
     early = TokenRecycling()
-    early.load(bad)
+    early.adjacency.load(file(bad, torch.zeros(9, K, dtype=torch.int32), 9))
     with pytest.raises(Incompatible, match="vocabulary of 9"):
         compose(TARGET, [early])
-
-
-def test_nothing_half_written(tmp_path: Path) -> None:
-    drafter, _ = made()
-    target = tmp_path / "folder"
-    target.mkdir()
-    with pytest.raises(WeightsError, match="cannot be written"):
-        drafter.save(target)
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
-    with pytest.raises(WeightsError, match="cannot be written"):
-        drafter.save(tmp_path / "missing" / "matrix.safetensors")
-    with pytest.raises(InvalidInput, match="no matrix before"):
-        TokenRecycling().save(tmp_path / "x")
 
 
 @pytest.mark.parametrize("values", [{"nodes": 0}, {"nodes": 81}, {"update": "some"}])

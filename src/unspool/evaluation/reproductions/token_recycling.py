@@ -58,7 +58,7 @@ def _recycling(lab: Lab, matrix: Tensor | None = None, **settings: object) -> tu
     drafter = TokenRecycling(TokenRecyclingSettings(**settings))  # type: ignore[arg-type]
     composition = compose(lab.model, drafter)
     if matrix is not None:
-        drafter.matrix = matrix.clone()
+        drafter.adjacency.matrix = matrix.clone()
     return composition, drafter
 
 
@@ -101,7 +101,7 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
     decode_all(before, earlier, new_tokens=size.warm_tokens, batch=len(earlier))
 
     plain = compose(lab.model)
-    made = {nodes: _recycling(lab, filled.matrix, nodes=nodes) for nodes in size.trees}
+    made = {nodes: _recycling(lab, filled.adjacency.matrix, nodes=nodes) for nodes in size.trees}
     cold, _ = _recycling(lab, nodes=size.cold_nodes)
     colds: list[Continuation] = []
     runs: dict[int, list[Continuation]] = {nodes: [] for nodes in [0, *size.trees]}
@@ -151,8 +151,7 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
             accepted < chilled,
         )
 
-    matrix = made[biggest][1].matrix
-    assert matrix is not None
+    matrix = made[biggest][1].adjacency.matrix
     lab.row("bytes of state (vocabulary * 8 * 4)", lab.model.vocab_size * K * 4, matrix.nbytes)
     seconds = {nodes: decode_seconds(of) for nodes, of in runs.items()}
     for nodes in size.trees:

@@ -17,21 +17,18 @@ often (measured once with SmolLM2-135M, see ``TEMPLATE``); models that score onl
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from unspool.core.branch import Branch
 from unspool.core.cards import Card, Kind, settings
-from unspool.core.errors import Incompatible, InvalidInput, WeightsError
+from unspool.core.errors import WeightsError
+from unspool.core.learned import Learned
 from unspool.core.model import Capability
 from unspool.core.registry import register
 from unspool.core.sockets import Budget, Draft, Drafter, Observation, Setup
@@ -97,6 +94,48 @@ def template(nodes: int, depth: int, chain: bool) -> _Cut:
     return _Cut(paths[:nodes])
 
 
+class Adjacency(Learned):
+    """The matrix of candidates.
+
+    Attributes:
+        matrix: ``[V, K]`` int32, the candidates after every token, most probable first; ``-1`` where nothing is known.
+            Without rows until a vocabulary is bound.
+    """
+
+    kind: ClassVar[str] = "token-recycling"
+
+    def __init__(self) -> None:
+        self.matrix: Tensor = torch.empty(0, K, dtype=torch.int32)
+
+    def bind(self, vocab_size: int, who: str) -> None:
+        super().bind(vocab_size, who)
+        if not len(self.matrix):
+            self.matrix = torch.full((vocab_size, K), UNKNOWN, dtype=torch.int32)
+
+    def arrays(self) -> dict[str, Tensor]:
+        return {"matrix": self.matrix}
+
+    def restore(self, arrays: Mapping[str, Tensor]) -> None:
+        matrix = arrays.get("matrix")
+        if matrix is None or matrix.dtype != torch.int32 or matrix.ndim != 2 or matrix.shape[1] != K:
+            found = "none" if matrix is None else f"a {tuple(matrix.shape)} matrix of {matrix.dtype}"
+            raise WeightsError(f"token-recycling needs a (V, {K}) matrix of int32 and found {found}")
+        if self.vocab_size is not None and len(matrix) != self.vocab_size:
+            raise WeightsError(f"the matrix has {len(matrix)} rows; the vocabulary has {self.vocab_size} tokens")
+        if len(matrix):
+            low, high = matrix.aminmax()
+            if low < UNKNOWN or high >= len(matrix):
+                raise WeightsError(f"the matrix holds tokens {int(low)} to {int(high)}; its vocabulary: {len(matrix)}")
+        self.matrix = matrix
+
+    def clear(self) -> None:
+        self.matrix.fill_(UNKNOWN)
+
+    @property
+    def nbytes(self) -> int:
+        return self.matrix.nbytes
+
+
 @register(
     Card(
         slug="token-recycling",
@@ -113,8 +152,7 @@ class TokenRecycling(Drafter):
     """A tree read off the matrix of the model's own candidates.
 
     Attributes:
-        matrix: ``[V, K]`` int32, the candidates after every token, most probable first; ``-1`` where nothing is known.
-            Shared by all branches and requests of a composition.
+        adjacency: the matrix; shared by all branches and requests of a composition, and by whoever is given it.
     """
 
     settings: TokenRecyclingSettings
@@ -122,17 +160,15 @@ class TokenRecycling(Drafter):
     def __init__(self, settings: TokenRecyclingSettings | None = None) -> None:
         super().__init__(settings)
         self.observes_prompt = self.settings.read_prompt and self.settings.update != "nothing"
-        self.matrix: Tensor | None = None
+        self.adjacency = Adjacency()
         self._chain = False
 
+    @property
+    def learned(self) -> dict[str, Learned]:
+        return {"token-recycling": self.adjacency}
+
     def bind(self, setup: Setup) -> None:
-        size = setup.target.vocab_size
-        if self.matrix is None:
-            self.matrix = torch.full((size, K), UNKNOWN, dtype=torch.int32)
-        elif len(self.matrix) != size:
-            raise Incompatible(
-                f"token-recycling: the matrix is of a vocabulary of {len(self.matrix)}, {setup.target.name} has {size}"
-            )
+        self.adjacency.bind(setup.target.vocab_size, setup.target.name)
         self._chain = Capability.TREE not in setup.target.capabilities
 
     # -- proposing ------------------------------------------------------------------------------------------------
@@ -159,12 +195,11 @@ class TokenRecycling(Drafter):
 
     def _fill(self, cut: _Cut, roots: Tensor) -> Tensor:
         """``[B, N]`` tokens of the template after each of ``roots`` ``[B]``."""
-        assert self.matrix is not None
         tokens = torch.empty(len(roots), len(cut.tree) + 1, dtype=torch.int64)
         tokens[:, 0] = roots
         for first, last, above, ranks in cut.levels:
             parents = tokens[:, above]
-            found = self.matrix[parents.clamp_min(0), ranks].long()
+            found = self.adjacency.matrix[parents.clamp_min(0), ranks].long()
             tokens[:, first:last] = found.masked_fill_(parents == UNKNOWN, UNKNOWN)
         return tokens[:, 1:]
 
@@ -174,7 +209,6 @@ class TokenRecycling(Drafter):
         rows = step.scores.rows
         if not rows or self.settings.update == "nothing":
             return
-        assert self.matrix is not None
         place = {node: row for row, node in enumerate(rows)}
         kept = [node for node in step.kept if node in place]
         nodes = kept if self.settings.update == "accepted" else [*rows, *kept]
@@ -182,53 +216,5 @@ class TokenRecycling(Drafter):
         latest = {step.tree.token_list[node]: place[node] for node in nodes}
         logits = step.scores.logits
         best = logits.topk(min(K, logits.shape[-1]), dim=-1).indices[list(latest.values())]
-        self.matrix[list(latest), : best.shape[1]] = best.to(self.matrix)
-
-    def reset(self) -> None:
-        """Forget everything (a cold start)."""
-        if self.matrix is not None:
-            self.matrix.fill_(UNKNOWN)
-
-    # -- keeping --------------------------------------------------------------------------------------------------
-
-    def save(self, path: str | Path) -> None:
-        """Write the matrix to a safetensors file, whole or not at all.
-
-        Raises:
-            InvalidInput: if there is none yet.
-            WeightsError: if the file cannot be written.
-        """
-        if self.matrix is None:
-            raise InvalidInput("token-recycling has no matrix before it is composed with a model")
-        path = Path(path)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            save_file({"matrix": self.matrix}, draft)
-            draft.replace(path)
-        except (OSError, SafetensorError) as error:
-            raise WeightsError(f"the matrix cannot be written to {path}: {error}") from error
-        finally:
-            draft.unlink(missing_ok=True)
-
-    def load(self, path: str | Path) -> None:
-        """Start from a matrix that :meth:`save` wrote.
-
-        Raises:
-            WeightsError: if the file is missing, damaged, or holds something else.
-            Incompatible: if it is of another vocabulary than the model's.
-        """
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                matrix: Tensor = file.get_tensor("matrix")
-        except (OSError, SafetensorError) as error:
-            raise WeightsError(f"{path} is not a token-recycling matrix: {error}") from error
-        if matrix.dtype != torch.int32 or matrix.ndim != 2 or matrix.shape[1] != K:
-            raise WeightsError(
-                f"{path} holds a {tuple(matrix.shape)} matrix of {matrix.dtype}; (V, {K}) of int32 is needed"
-            )
-        low, high = matrix.aminmax()
-        if low < UNKNOWN or high >= len(matrix):
-            raise WeightsError(f"{path} holds tokens {int(low)} to {int(high)}; its vocabulary has {len(matrix)}")
-        if self.matrix is not None and len(self.matrix) != len(matrix):
-            raise Incompatible(f"{path} is of a vocabulary of {len(matrix)} tokens; the model has {len(self.matrix)}")
-        self.matrix = matrix
+        matrix = self.adjacency.matrix
+        matrix[list(latest), : best.shape[1]] = best.to(matrix)
