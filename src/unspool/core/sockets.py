@@ -172,7 +172,8 @@ class Draft:
         tree: the guessed continuations of the text so far.
         q: ``[Q, V]`` distributions that nodes were drawn from; ``None`` if they are fixed candidates.
         q_rows: ``[N]`` row of ``q`` that each node was drawn from. Siblings share a row and stand in drawing order.
-        confidence: ``[N]`` the drafter's own probability of every node's token after its parent; empty if it has none.
+        confidence: ``[N]`` the drafter's own estimate of the probability of every node's token after its parent; empty
+            if it has none.
         entered: how far the target has come with this tree already, or ``None``.
     """
 

@@ -96,7 +96,9 @@ class PromptLookup(Drafter):
         self._sizes = range(longest, shortest - 1, -1)
 
     def draft(self, branch: Branch, budget: Budget) -> Draft:
-        return Draft(TokenTree.chain(self.lookup(branch, budget)[0]))
+        tokens, size = self.lookup(branch, budget)
+        # The more tokens agreed, the likelier the next one does: the rule of succession, n times out of n + 1.
+        return Draft(TokenTree.chain(tokens), confidence=[size / (size + 1)] * len(tokens))
 
     def lookup(self, branch: Branch, budget: Budget) -> tuple[list[int], int]:
         """The tokens to copy (none if nothing is found), and the size of the n-gram that was found."""
