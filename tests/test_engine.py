@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from tests.models.shapes import ByteTokenizer, backend, network, prompts
 
 import unspool
-from unspool.core.errors import InvalidInput
+from unspool.core.errors import InvalidInput, WeightsError
 from unspool.core.events import Finished, Prefilled, Scored, Stepped
 from unspool.engine import Engine, Output
 
@@ -183,3 +184,40 @@ def test_the_public_face() -> None:
     assert unspool.__version__
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = unspool.nonsense
+
+
+def test_users_keep_what_they_learned_apart(engine: Engine) -> None:
+    def known(user: str | None) -> int:
+        learned: Any = engine.compose("token-recycling", user=user).learned["token-recycling"]
+        return int((learned.matrix >= 0).sum())
+
+    engine.forget()
+    engine.generate("the cat and the cat", "token-recycling", max_new_tokens=20, user="ann")
+    assert known("ann") > 0
+    assert known("bob") == known(None) == 0
+    engine.generate("the cat and the cat", "token-recycling", max_new_tokens=20)
+    assert known(None) > 0
+    engine.forget("ann")
+    assert known("ann") == 0
+    assert known(None) > 0
+
+
+def test_what_was_learned_is_written_and_read(engine: Engine, tmp_path: Path) -> None:
+    engine.forget()
+    engine.generate("the cat and the cat", max_new_tokens=20)
+    made = engine.compose("auto")
+    made.save_learned(tmp_path / "new" / "folder")
+    assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == {
+        "auto.safetensors",
+        "token-recycling.safetensors",
+    }
+    engine.forget()
+    fresh = engine.compose("auto")
+    matrix: Any = fresh.learned["token-recycling"]
+    assert not (matrix.matrix >= 0).any()
+    assert fresh.load_learned(tmp_path / "nowhere") == []
+    assert set(fresh.load_learned(tmp_path / "new" / "folder")) == {"auto", "token-recycling"}
+    assert (matrix.matrix >= 0).any()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WeightsError, match="cannot be made"):
+        fresh.save_learned(tmp_path / "file" / "below")

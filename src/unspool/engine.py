@@ -124,6 +124,7 @@ class Engine:
         chat: bool | None = None,
         draft: str | LanguageModel | None = None,
         settings: Mapping[str, Any] | None = None,
+        user: str | None = None,
         chunk: int = 256,
         probe: bool = False,
         **more: Any,
@@ -142,11 +143,13 @@ class Engine:
                 :meth:`encode`.)
             draft: a draft model, or its name, for methods that need one.
             settings: of the methods, by name or ``slug.name``.
+            user: whose request it is. What methods learn from the requests of one user is of use to that user alone;
+                requests without a user share theirs.
             chunk: prompt tokens that enter in one pass.
             probe: put probabilities into the events.
             more: settings of the sampler (``temperature=0.7``) and of the methods, by name.
         """
-        composition = self.compose(method, draft=draft, settings=settings, **more)
+        composition = self.compose(method, draft=draft, settings=settings, user=user, **more)
         limits = Stop(
             max_new_tokens,
             None if stop_tokens is None else frozenset(stop_tokens),
@@ -163,9 +166,12 @@ class Engine:
         *,
         draft: str | LanguageModel | None = None,
         settings: Mapping[str, Any] | None = None,
+        user: str | None = None,
         **more: Any,
     ) -> Composition:
-        """The composition for a method and settings; the same one when asked again.
+        """The composition for a method, settings and user; the same one when asked again.
+
+        What it has learned can be written to a folder and read again: ``compose(...).save_learned(folder)``.
 
         Raises:
             UnknownMethod, InvalidInput, Incompatible: see :func:`unspool.core.compose.compose`.
@@ -194,6 +200,7 @@ class Engine:
             _frozen(sampling),
             _frozen(chosen),
             draft if isinstance(draft, str) else id(draft),
+            user,
         )
         if key not in self._compositions:
             sampler = StandardSampler(make_settings(SamplingSettings, sampling, "sampling"))
@@ -203,9 +210,11 @@ class Engine:
             )
         return self._compositions[key]
 
-    def forget(self) -> None:
-        """Drop what the methods have learned from earlier requests."""
-        self._compositions.clear()
+    def forget(self, user: str | None = None) -> None:
+        """Drop what the methods have learned from earlier requests: of one user, or of everybody."""
+        for key in list(self._compositions):
+            if user is None or key[-1] == user:
+                del self._compositions[key]
 
     @staticmethod
     def _settings_of(slugs: Sequence[str]) -> set[str]:

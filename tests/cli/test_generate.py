@@ -32,7 +32,7 @@ def test_json(answer: Any, model: str) -> None:
     assert len(data["tokens"]) == 24 == data["statistics"]["tokens"]
     assert (data["method"], data["model"], data["seed"], data["lossless"]) == ("auto", model, 3, True)
     assert data["settings"]["sampling"]["temperature"] == 0
-    assert data["settings"]["auto"] == {"nodes": None, "lookup": 3}
+    assert set(data["settings"]["auto"]) == {"arms", "nodes", "most"}
 
 
 @pytest.mark.parametrize(
@@ -344,3 +344,19 @@ def test_an_unwritable_trace_is_told_after_the_text(
     assert "No space left" in result.stderr
     assert result.stdout.strip()
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_learned_outlives_the_process(run: Any, model: str, tmp_path: Path) -> None:
+    folder = tmp_path / "learned"
+    asked = ("generate", "the quick brown fox", "--model", model, "-n", 20, "--learned", folder)
+    assert f"learned: {folder}" in run(*asked).stderr.replace("\n", "")
+    assert {path.name for path in folder.iterdir()} == {"auto.safetensors", "token-recycling.safetensors"}
+    before = (folder / "auto.safetensors").read_bytes()
+    run(*asked, "--json")
+    assert (folder / "auto.safetensors").read_bytes() != before, "the second run went on from the first"
+    (folder / "auto.safetensors").write_bytes(b"damaged")
+    assert "auto.safetensors" in run(*asked, code=1).stderr
+    assert (folder / "auto.safetensors").read_bytes() == b"damaged", "nothing is overwritten then"
+    assert "learns nothing" in run(*asked, "--method", "prompt-lookup", code=2).stderr
+    (tmp_path / "file").write_text("")
+    assert "give a folder" in run(*asked[:-1], tmp_path / "file", code=2).stderr

@@ -90,6 +90,14 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Threads on the CPU. \\[default: torch's choice]", rich_help_panel=RUNNING),
 ]
+Learned = Annotated[
+    Path | None,
+    typer.Option(
+        "--learned",
+        help="A folder: start from what the method has learned there, and write it back at the end.",
+        metavar="FOLDER",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no statistics.", rich_help_panel=SHOWING)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.", rich_help_panel=SHOWING)]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unspool.cli import _terminal
@@ -115,6 +117,27 @@ def run(
         if reason == "interrupted":
             statistics.update(Finished(0, reason, tuple(tokens)), time.perf_counter() - began)
     return Run("".join(pieces), tokens, reason, statistics)
+
+
+@contextlib.contextmanager
+def learning(composition: Composition, folder: Path | None, *, quiet: bool) -> Iterator[None]:
+    """Begin with what the parts have learned before, as ``folder`` has it, and write it back at the end.
+
+    Raises:
+        InvalidInput: if the parts learn nothing, or ``folder`` is a file.
+        WeightsError, Incompatible: if a file in it cannot be used or written.
+    """
+    if folder is not None:
+        if not composition.learned:
+            raise InvalidInput(f"{composition} learns nothing between requests: leave --learned out")
+        if folder.exists() and not folder.is_dir():
+            raise InvalidInput(f"--learned {folder} is a file; give a folder")
+        composition.load_learned(folder)
+    yield
+    if folder is not None:
+        composition.save_learned(folder)
+        if not quiet:
+            _terminal.errors().print(f"learned: {folder}", style="dim", markup=False, soft_wrap=True)
 
 
 def write_text(event: Event, elapsed: float) -> None:

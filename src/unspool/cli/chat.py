@@ -41,6 +41,7 @@ def chat(
     method: _options.Method = _options.DEFAULT_METHOD,
     setting: _options.Set = None,
     draft: _options.Draft = None,
+    learned: _options.Learned = None,
     max_new_tokens: _options.MaxNewTokens = 512,
     seed: _options.Seed = 0,
     model: _options.Model = _options.DEFAULT_MODEL,
@@ -62,7 +63,7 @@ def chat(
     if not getattr(engine.model.tokenizer, "chats", False):
         raise InvalidInput(f"{model} has no chat template: it continues texts (unspool generate), it does not converse")
     options: dict[str, Any] = {"draft": draft, "settings": settings, "seed": seed, "max_new_tokens": max_new_tokens}
-    engine.compose(method, draft=draft, settings=settings, **sampling)
+    composition = engine.compose(method, draft=draft, settings=settings, **sampling)
 
     console = _terminal.errors()
     person = sys.stdin.isatty()
@@ -70,51 +71,52 @@ def chat(
         console.print(f"{model}, {method}. /help lists the commands, Ctrl-D leaves.", style="dim", markup=False)
     history: list[dict[str, str]] = _opening(system)
     statistics = not quiet and not as_json
-    for line in _lines(person):
-        if line.startswith("/"):
-            word, _, rest = line.partition(" ")
-            if word in ("/quit", "/exit"):
-                break
-            if word == "/reset":
-                history = [message for message in history if message["role"] == "system"]
-            elif word == "/system":
-                history = _opening(rest.strip() or None)
-            elif word == "/stats":
-                statistics = not statistics
-            else:
-                console.print(_COMMANDS if word == "/help" else f"{word} is no command\n{_COMMANDS}", markup=False)
-            continue
-        history.append({"role": "user", "content": line})
-        try:
-            result = _session.run(
-                engine,
-                engine.encode(history),
-                method,
-                _session.ignore if as_json else _session.write_text,
-                **options,
-                **sampling,
-            )
-        except UnspoolError as error:
-            if not person:
-                raise
-            history.pop()
-            console.print(f"{error}", style="red", markup=False)
-            console.print("/reset starts a new conversation.", style="dim")
-            continue
-        history.append({"role": "assistant", "content": result.text})
-        if as_json:
-            answer = {
-                "text": result.text,
-                "finish_reason": result.finish_reason,
-                "statistics": result.statistics.as_dict(),
-            }
-            typer.echo(json.dumps(answer))
-        elif not result.text.endswith("\n"):
-            typer.echo()
-        if statistics:
-            console.print(result.statistics.line(), style="dim", markup=False, soft_wrap=True)
-        if result.interrupted and not person:
-            raise typer.Exit(130)
+    with _session.learning(composition, learned, quiet=quiet or as_json):
+        for line in _lines(person):
+            if line.startswith("/"):
+                word, _, rest = line.partition(" ")
+                if word in ("/quit", "/exit"):
+                    break
+                if word == "/reset":
+                    history = [message for message in history if message["role"] == "system"]
+                elif word == "/system":
+                    history = _opening(rest.strip() or None)
+                elif word == "/stats":
+                    statistics = not statistics
+                else:
+                    console.print(_COMMANDS if word == "/help" else f"{word} is no command\n{_COMMANDS}", markup=False)
+                continue
+            history.append({"role": "user", "content": line})
+            try:
+                result = _session.run(
+                    engine,
+                    engine.encode(history),
+                    method,
+                    _session.ignore if as_json else _session.write_text,
+                    **options,
+                    **sampling,
+                )
+            except UnspoolError as error:
+                if not person:
+                    raise
+                history.pop()
+                console.print(f"{error}", style="red", markup=False)
+                console.print("/reset starts a new conversation.", style="dim")
+                continue
+            history.append({"role": "assistant", "content": result.text})
+            if as_json:
+                answer = {
+                    "text": result.text,
+                    "finish_reason": result.finish_reason,
+                    "statistics": result.statistics.as_dict(),
+                }
+                typer.echo(json.dumps(answer))
+            elif not result.text.endswith("\n"):
+                typer.echo()
+            if statistics:
+                console.print(result.statistics.line(), style="dim", markup=False, soft_wrap=True)
+            if result.interrupted and not person:
+                raise typer.Exit(130)
 
 
 def _opening(system: str | None) -> list[dict[str, str]]:

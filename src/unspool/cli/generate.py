@@ -50,6 +50,7 @@ def generate(
     method: _options.Method = _options.DEFAULT_METHOD,
     setting: _options.Set = None,
     draft: _options.Draft = None,
+    learned: _options.Learned = None,
     max_new_tokens: _options.MaxNewTokens = 256,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="A string that ends the text and is not part of it. Repeatable.")
@@ -135,20 +136,21 @@ def generate(
         for watcher in watchers:
             watcher(event, elapsed)
 
-    result = _session.run(
-        engine,
-        encoded,
-        method,
-        watch,
-        max_new_tokens=max_new_tokens,
-        stop=tuple(stop or ()),
-        deadline=deadline,
-        seed=seed,
-        draft=draft,
-        settings=settings,
-        probe=recorder is not None,
-        **sampling,
-    )
+    with _session.learning(composition, learned, quiet=quiet_progress):
+        result = _session.run(
+            engine,
+            encoded,
+            method,
+            watch,
+            max_new_tokens=max_new_tokens,
+            stop=tuple(stop or ()),
+            deadline=deadline,
+            seed=seed,
+            draft=draft,
+            settings=settings,
+            probe=recorder is not None,
+            **sampling,
+        )
     if as_json:
         answer = {
             "text": result.text,

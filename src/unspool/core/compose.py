@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from unspool.core.cards import Kind, make_settings, setting_fields
 from unspool.core.decode import Greedy, Stop, decode
-from unspool.core.errors import Incompatible, InvalidInput
+from unspool.core.errors import Incompatible, InvalidInput, WeightsError
 from unspool.core.events import Event
+from unspool.core.learned import Learned
 from unspool.core.model import LanguageModel
 from unspool.core.registry import Method, registry
 from unspool.core.sockets import (
@@ -62,6 +64,43 @@ class Composition:
             for part in self.parts
             if not isinstance(part, Sampler | Constraint) and hasattr(part, "card")
         )
+
+    @property
+    def learned(self) -> dict[str, Learned]:
+        """What the parts keep between requests, by name."""
+        return {name: learned for part in self.parts for name, learned in part.learned.items()}
+
+    def save_learned(self, folder: str | Path) -> None:
+        """Write what the parts have learned into a folder, one file each; it is made if need be.
+
+        Raises:
+            WeightsError: if it cannot be written.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WeightsError(f"the folder {folder} cannot be made: {error.strerror or error}") from error
+        for name, learned in self.learned.items():
+            learned.save(folder / f"{name}.safetensors")
+
+    def load_learned(self, folder: str | Path) -> list[str]:
+        """Start from what :meth:`save_learned` wrote; parts without a file start afresh.
+
+        Returns:
+            The names of those that were found.
+
+        Raises:
+            WeightsError: if a file is damaged or holds something else.
+            Incompatible: if it is of another vocabulary.
+        """
+        found = []
+        for name, learned in self.learned.items():
+            path = Path(folder) / f"{name}.safetensors"
+            if path.is_file():
+                learned.load(path)
+                found.append(name)
+        return found
 
     def __str__(self) -> str:
         named = [part.card.slug for part in self.parts if hasattr(part, "card")]
