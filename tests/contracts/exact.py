@@ -188,16 +188,16 @@ def _deciding(choices: _Choices) -> Iterator[None]:
         p = float(probability)
         return torch.tensor(float(choices.decide([1.0 - p, p])))
 
-    def multinomial(probs: Tensor, count: int, *args: object, generator: torch.Generator) -> Tensor:
-        assert count == 1
-        return torch.tensor([choices.decide(probs.tolist())])
+    def draw(probs: Tensor, rng: torch.Generator) -> int:
+        return choices.decide(probs.tolist())
 
     def forbidden(*args: object, **kwargs: object) -> Tensor:
-        raise AssertionError("only torch.bernoulli and torch.multinomial can be enumerated")
+        raise AssertionError("only torch.bernoulli and Distribution.draw can be enumerated")
 
     with (
         mock.patch("torch.bernoulli", bernoulli),
-        mock.patch("torch.multinomial", multinomial),
+        mock.patch("unspool.core.sockets.draw", draw),
+        mock.patch("torch.multinomial", forbidden),
         mock.patch("torch.rand", forbidden),
         mock.patch("torch.rand_like", forbidden),
     ):

@@ -1,7 +1,7 @@
 """The arithmetic of accepting and rejecting sampled candidates, and the walk that the rules share.
 
-All random numbers come from ``torch.bernoulli`` and ``torch.multinomial`` (the latter inside ``Distribution.draw``), so
-that a test can enumerate every outcome of a rule.
+All random numbers come from ``torch.bernoulli`` and ``Distribution.draw``, so that a test can enumerate every outcome
+of a rule.
 """
 
 from __future__ import annotations
