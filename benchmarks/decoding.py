@@ -16,7 +16,6 @@ import os
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,10 +24,9 @@ from typing import Any
 import torch
 
 from unspool.core.errors import InvalidInput, UnspoolError
-from unspool.core.scores import Request
-from unspool.core.tree import ROOT, TokenTree
 from unspool.engine import Engine, load
 from unspool.evaluation.reproductions._common import Continuation, Lab, agreement, decode_all
+from unspool.models.costs import measure as costs
 
 WIDTHS = (1, 2, 4, 8, 16, 24, 32, 64, 81)
 
@@ -119,25 +117,6 @@ def _decoding_rate(run: Continuation) -> float:
     return (count.tokens - 1) / spent if count.tokens > 1 and spent > 0 else count.tokens_per_second
 
 
-def costs(engine: Engine, widths: Sequence[int], context: int, rounds: int) -> dict[int, float]:
-    """Median seconds of a pass over ``k`` candidate tokens after ``context`` cached ones, for each width ``k``."""
-    model = engine.model
-    rng = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.vocab_size, (context + max(widths),), generator=rng).tolist()
-    cache = model.new_cache()
-    model.prefill(cache, tokens[:context])
-    times: dict[int, list[float]] = {width: [] for width in widths}
-    for turn in range(rounds + 1):
-        for width in widths:
-            tree = TokenTree(tokens[context : context + width], [ROOT] * width)
-            began = time.perf_counter()
-            model.score([Request(cache, tree)])
-            if turn:
-                times[width].append(time.perf_counter() - began)
-    cache.release()
-    return {width: statistics.median(taken) for width, taken in times.items()}
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -170,7 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         if options.costs:
             widths = [int(width) for width in options.widths.split(",")]
-            seconds = costs(engine, widths, options.context, options.rounds)
+            table = costs(engine.model, widths, options.rounds, options.context)
+            seconds = dict(zip(table.widths, table.seconds, strict=True))
             told |= {"context": options.context, "rounds": options.rounds}
             told["seconds"] = {str(width): taken for width, taken in seconds.items()}
             lines = ["tokens  milliseconds  against one"]

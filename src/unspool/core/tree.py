@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,13 +58,14 @@ class _Topology:
             if self.is_chain:
                 self._mask = torch.ones(n, n, dtype=torch.bool).tril_()
             else:
-                # Pointer doubling: reach[i, j] says that j is among the 2^k nearest ancestors-or-self of i.
-                mask = torch.eye(n, dtype=torch.bool)
-                jump = self.tensor.clone()
-                for _ in range(max(self.depths, default=0).bit_length()):
-                    live = jump >= 0
-                    mask[live] |= mask[jump[live]]
-                    jump = torch.where(live, jump[jump.clamp_min(0)], jump)
+                # A row is its parent's and itself. Rows are copied by numpy: at these sizes a loop over rows is
+                # faster than tensor operations that wake threads.
+                rows = np.zeros((n, n), dtype=np.bool_)
+                for node, parent in enumerate(self.parents):
+                    if parent != ROOT:
+                        rows[node] = rows[parent]
+                    rows[node, node] = True
+                mask = torch.from_numpy(rows)
                 self._mask = mask
         return self._mask
 

@@ -74,14 +74,16 @@ def pass_costs(model: LanguageModel) -> PassCosts:
 
 
 @torch.no_grad()
-def measure(model: LanguageModel, widths: Sequence[int] = WIDTHS, rounds: int = _ROUNDS) -> PassCosts:
-    """Time passes over chains after a short text.
+def measure(
+    model: LanguageModel, widths: Sequence[int] = WIDTHS, rounds: int = _ROUNDS, context: int = _CONTEXT
+) -> PassCosts:
+    """Time passes over chains of ``widths`` tokens after ``context`` cached ones (fewer if the model reads fewer).
 
     The widths take turns and the least time of each counts, because what else runs on a machine only ever adds.
     """
     forwards, layers = model.forwards, model.layers_run
     room = model.context_length
-    context = _CONTEXT if room is None else max(1, min(_CONTEXT, room - widths[-1] - 1))
+    context = context if room is None else max(1, min(context, room - widths[-1] - 1))
     fitting = [width for width in widths if room is None or context + width < room] or [1]
     token = next((t for t in range(model.vocab_size) if t not in model.stop_tokens), 0)
     cache, start = model.start([[token] * context])[0]
