@@ -3,8 +3,8 @@
     python benchmarks/auto.py --data PATH/TO/spec_bench --prompts 2 --new-tokens 128
 
 Every prompt is answered by all methods in turn, in an order that rotates; what methods learn is kept from prompt to
-prompt, across categories, as it is for a user. Seconds are summed by category, the reading of the prompt included. For every
-category: the total of the best single method in hindsight, and of ``auto``; at the end the same against plain decoding.
+prompt, across categories, as it is for a user. Seconds are summed by category, the reading of the prompt included. For
+every category: the total of the best single method in hindsight, and of ``auto``; at the end against plain decoding.
 Greedy, batch 1. Settings go behind a colon: ``token-recycling:nodes=16``.
 """
 
@@ -27,14 +27,23 @@ from unspool.engine import load
 from unspool.evaluation.prompts import Prompt, find_data, load_prompts, spread
 from unspool.evaluation.reproductions._common import decode_all
 
-METHODS = "plain,prompt-lookup,prompt-lookup:tokens=3,token-recycling:nodes=3,token-recycling:nodes=16,token-recycling:nodes=80"
+METHODS = (
+    "plain",
+    "prompt-lookup",
+    "prompt-lookup:tokens=3",
+    "token-recycling:nodes=3",
+    "token-recycling:nodes=16",
+    "token-recycling:nodes=80",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--methods", default=METHODS, help="the rivals, by commas; the first is the plain one")
+    parser.add_argument(
+        "--methods", default=",".join(METHODS), help="the rivals, by commas; the first is the plain one"
+    )
     parser.add_argument("--auto", default="auto", help="what is compared with them")
     parser.add_argument("--prompts", type=int, default=2, help="of every category")
     parser.add_argument("--new-tokens", type=int, default=128)
