@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from unspool import __version__
-from unspool.cli import chat, demo, generate, methods, pull, reproduce
+from unspool.cli import chat, demo, generate, methods, pull, reproduce, train
 from unspool.cli._group import Commands
 
 app = typer.Typer(
@@ -52,7 +52,7 @@ def unspool(
     """
 
 
-for _command in (generate, chat, methods, pull, reproduce, demo):
+for _command in (generate, chat, methods, pull, train, reproduce, demo):
     _command.add_to(app)
 
 

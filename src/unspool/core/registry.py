@@ -14,6 +14,9 @@ from unspool.core.errors import UnknownMethod
 
 C = TypeVar("C", bound=type)
 
+# Packages and modules that hold no methods.
+_OUTSIDE = ("core", "cli", "serving", "evaluation", "training", "models", "engine")
+
 
 @dataclass(frozen=True)
 class Method:
@@ -72,7 +75,7 @@ class Registry:
         # Set first: a room's module may read the registry while it is imported.
         self._discovered = True
         package = importlib.import_module(self._package)
-        outside = {f"{self._package}.{name}" for name in ("core", "cli", "serving", "evaluation", "models", "engine")}
+        outside = {f"{self._package}.{name}" for name in _OUTSIDE}
 
         def visit(path: list[str], prefix: str) -> None:
             for module in pkgutil.iter_modules(path, prefix):

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from unspool.core.errors import DownloadError, InvalidInput, WeightsError
-from unspool.models import gguf
+from unspool.models import artefacts, gguf
 from unspool.models.catalogue import CATALOGUE, PackagedModel
 from unspool.models.packages import (
     AcceptTerms,
@@ -69,7 +69,7 @@ class ModelSource:
     path: str
     """The folder to hand to ``from_pretrained``."""
     kind: str
-    """``packaged``, ``gguf``, ``folder`` or ``hub``."""
+    """``packaged``, ``artefact``, ``gguf``, ``folder`` or ``hub``."""
     origin: str
     """Where the weights came from, for people."""
     license: str | None
@@ -91,10 +91,10 @@ def resolve(
     """Find the weights of a model, fetching and converting them first where that is needed.
 
     Args:
-        name_or_path: the name of a packaged model (:data:`CATALOGUE`); a folder with ``config.json``; a .gguf file; an
-            id of the Hugging Face hub, ``organisation/name`` with an optional ``@revision``, or
-            ``organisation/name:file.gguf``. A name of the catalogue goes before a folder of that name: ``./name`` is
-            the folder.
+        name_or_path: the name of a packaged model (:data:`CATALOGUE`); that of a trained one, or of its part
+            (``stdlib-pair/target``, see :mod:`unspool.models.artefacts`); a folder with ``config.json``; a .gguf file;
+            an id of the Hugging Face hub, ``organisation/name`` with an optional ``@revision``, or
+            ``organisation/name:file.gguf``. A name goes before a folder of that name: ``./name`` is the folder.
         dtype: the type that a GGUF file's weights are converted to (:data:`unspool.models.gguf.DTYPES`).
         progress: show bars on standard error.
         accept_terms: asked once before a model with terms is downloaded. Without it the terms are printed on standard
@@ -109,6 +109,8 @@ def resolve(
     text = os.fspath(name_or_path)
     if text in CATALOGUE:
         return _packaged(CATALOGUE[text], dtype, progress, accept_terms)
+    if artefacts.is_artefact(text):
+        return _artefact(text)
     path = Path(text).expanduser()
     if path.is_dir():
         return _folder(text, path)
@@ -154,6 +156,8 @@ def is_cached(name: str | os.PathLike[str], *, dtype: str = "float32") -> bool:
     if text in CATALOGUE:
         model = CATALOGUE[text]
         return is_unpacked(model) or gguf.is_converted(_converted_folder(model.name, model.gguf_sha256, dtype))
+    if artefacts.is_artefact(text):
+        return any(True for _ in artefacts.made(text.split("/")[0]))
     path = Path(text).expanduser()
     if path.is_dir():
         return (path / "config.json").is_file()
@@ -205,6 +209,15 @@ def _packaged(model: PackagedModel, dtype: str, progress: bool, accept_terms: Ac
                 _convert(packaged_gguf(model), folder, dtype, about, model.name, progress)
     file = packaged_gguf(model) if is_unpacked(model) else None
     return ModelSource(model.name, str(folder), "packaged", model.origin, model.license, file)
+
+
+def _artefact(name: str) -> ModelSource:
+    folder = artefacts.find(name)
+    if not (folder / "config.json").is_file():
+        parts = sorted(f"{name}/{file.parent.name}" for file in folder.glob("*/config.json"))
+        hint = f" It has parts that are: {', '.join(parts)}." if parts else ""
+        raise InvalidInput(f"{name!r} is no model but other data that was made here, in {folder}.{hint}")
+    return replace(_folder(name, folder), kind="artefact")
 
 
 def _gguf_file(name: str, path: Path, dtype: str, progress: bool) -> ModelSource:
@@ -369,7 +382,7 @@ def _looks_like_path(text: str) -> bool:
 
 
 def _unknown(name: str) -> InvalidInput:
-    close = difflib.get_close_matches(name.lower(), CATALOGUE, n=1)
+    close = difflib.get_close_matches(name.lower(), [*CATALOGUE, *artefacts.recipe_names()], n=1)
     hint = f" Did you mean {close[0]}?" if close else ""
     return InvalidInput(f"There is no model {name!r}.{hint} {_what_works()}")
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from unspool.core.errors import InvalidInput, WeightsError
 from unspool.core.model import LanguageModel
+from unspool.models.borrowed import read_borrowed
 from unspool.models.few_rows import use_few_rows
 from unspool.models.hub import ModelSource, resolve
 from unspool.models.recurrent import RecurrentModel, is_recurrent
@@ -42,7 +45,8 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
     """Find a model's weights, fetch them if need be, and load them.
 
     Args:
-        name: of a packaged model (``smollm2-135m``), a local folder or GGUF file, or a Hugging Face id.
+        name: of a packaged model (``smollm2-135m``) or a trained one (``stdlib-pair/target``), a local folder or GGUF
+            file, or a Hugging Face id.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``.
         device: as torch spells it; by default a GPU if there is one.
         progress: whether to show bars.
@@ -81,7 +85,15 @@ def _read(source: ModelSource, dtype: torch.dtype, progress: bool) -> tuple[PreT
         with quiet:
             config = AutoConfig.from_pretrained(path)
             auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-            model, report = auto.from_pretrained(path, dtype=dtype, output_loading_info=True)
+            borrowed = read_borrowed(Path(path))
+            if borrowed is None:
+                model, report = auto.from_pretrained(path, dtype=dtype, output_loading_info=True)
+            else:
+                # The tokenizer is the base's as well.
+                own, path = Path(path), str(resolve(borrowed.base, progress=progress).path)
+                more = {"config": config, "state_dict": borrowed.state(own, Path(path))}
+                network: Any = getattr(transformers, config.architectures[0])
+                model, report = network.from_pretrained(None, dtype=dtype, output_loading_info=True, **more)
     except SafetensorError as error:
         raise WeightsError(f"the weights in {path} are damaged ({error}); fetch or convert the model again") from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
