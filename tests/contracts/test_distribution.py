@@ -44,6 +44,11 @@ PROMPT = [1, 3, 0, 2, 1, 3, 0, 4, 1, 3]
 # Methods whose kind of proposal depends on their settings; everything else is taken as it comes.
 VARIANTS: Mapping[str, list[dict[str, Any]]] = {
     "draft-model": [{}, {"branching": (3, 2)}, {"branching": (3, 2), "replacement": True}],
+    "dyspec": [{"nodes": 7}, {"nodes": 7, "variant": "layers"}],
+    "heterogeneous-vocab-sd": [{"algorithm": "slem"}, {"algorithm": "tli"}, {"algorithm": "slrs"}],
+    "recursive-speculative-decoding": [{}, {"variant": "constant", "branching": (3, 2)}],
+    "vocabtrim": [{}, {"keep": 3, "branching": (3, 2), "adapt": 50}],
+    "improved-mcsd": [{"width": 3, "depth": 3}, {"width": 1}],
 }
 
 

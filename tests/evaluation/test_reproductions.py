@@ -238,6 +238,24 @@ def test_interpolate() -> None:
 # -- every experiment, end to end ---------------------------------------------------------------------------------
 
 SMALL: dict[str, dict[str, object]] = {
+    "del-dynamic-exit-layer": {
+        "prompts": 2,
+        "length": 24,
+        "new_tokens": 12,
+        "exits": (1, 2),
+        "scripted": True,
+        "sampled_layers": 1,
+        "control": 0,
+    },
+    "d3-depth-decay": {
+        "prompts": 4,
+        "new_tokens": 12,
+        "skip_decode": True,
+        "curve": (0.9,),
+        "redundancy": True,
+        "sums": 0,
+    },
+    "specpv": {"prompts": 1, "length": 500, "new_tokens": 12, "identity": 8, "questions": 0},
     "token-recycling": {
         "prompts": 3,
         "new_tokens": 8,

@@ -227,7 +227,7 @@ class ByteTokenizer:
         self.pieces = [*self.PIECES, *(f"<{n}>".encode() for n in range(VOCAB - len(self.PIECES)))]
         self.chats = False
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, special: bool = True) -> list[int]:
         """The longest piece first; what no piece begins with is left out."""
         data, ids = text.encode(), []
         while data:

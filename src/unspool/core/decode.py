@@ -114,9 +114,12 @@ def decode(
     began = time.perf_counter()
     _check(model, prompts)
 
+    begun = model.start(prompts) if controller is None else controller.start(model, prompts)
+    if controller is not None and controller.chunk is not None:
+        chunk = min(chunk, controller.chunk)
     branches = [
         Branch(index, 0, tokens, cache, seed, model.device, [] if tokens == list(prompt) else list(prompt))
-        for index, (prompt, (cache, tokens)) in enumerate(zip(prompts, model.start(prompts), strict=True))
+        for index, (prompt, (cache, tokens)) in enumerate(zip(prompts, begun, strict=True))
     ]
     everything = list(branches)
     try:
@@ -276,6 +279,7 @@ class _Loop:
             id(model): model for part in self.parts for model in part.other_models if model is not self.model
         }.values()
         t0, target_before, layers_before = clock(), self.model.forwards, self.model.layers_run
+        read_before = self.model.kv_read
         others_before = sum(other.forwards for other in others)
 
         drafts = self.propose(live, drafter, controller)
@@ -313,6 +317,7 @@ class _Loop:
             sum(branch.cache.nbytes for branch in live),
             tuple((branch.index, branch.number) for branch in live),
             self.model.layers_run - layers_before,
+            self.model.kv_read - read_before,
         )
         yield from stepped
 

@@ -27,7 +27,8 @@ class Prefilled:
 class Scored:
     """One round of the loop, over all live branches: drafting, one target pass, verification. Times in seconds.
 
-    ``layers`` counts the layers that those of ``forwards`` ran through (0 if the model cannot tell).
+    ``layers`` counts the layers that those of ``forwards`` ran through, ``kv_read`` the elements of keys and values
+    that they attended to (0 if the model cannot tell).
     """
 
     step: int
@@ -39,6 +40,7 @@ class Scored:
     cache_bytes: int
     branches: tuple[tuple[int, int], ...]
     layers: int = 0
+    kv_read: int = 0
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,17 @@ class Capability(StrEnum):
     CACHE_EDITING = "cache editing"
     STATE_REPLAY = "state-space replay"
     ENCODER = "an encoder"
+    SPLIT_ATTENTION = "attention row by row"
+    MEMORY_BUDGET = "a memory budget"
+    QUERIES = "attention queries"
 
 
 class Tokenizer(Protocol):
-    """The little that the loops need of a tokenizer."""
+    """The little that the loops and methods need of a tokenizer."""
 
-    def encode(self, text: str, /) -> list[int]: ...
+    def encode(self, text: str, /, special: bool = True) -> list[int]:
+        """Token ids; ``special`` adds what the model expects around a text (a BOS token, say)."""
+        ...
 
     def decode(self, ids: Sequence[int], /) -> str: ...
 
@@ -92,6 +97,8 @@ class LanguageModel(ABC):
         num_layers: layers that :attr:`Capability.LAYER_RANGES` tells apart; 0 for a model without.
         forwards: passes through the network since loading, of any number of tokens.
         layers_run: layers that those passes ran through; 0 for a model without layers.
+        kv_read: elements of cached keys and values, their own among them, that those passes attended to; 0 for a model
+            without.
     """
 
     name: str
@@ -104,6 +111,7 @@ class LanguageModel(ABC):
     dtype: torch.dtype
     forwards: int = 0
     layers_run: int = 0
+    kv_read: int = 0
 
     @property
     def num_layers(self) -> int:
@@ -175,3 +183,10 @@ class LanguageModel(ABC):
     def head(self, hidden: Tensor) -> Tensor:
         """``[N, d]`` final hidden states to ``[N, V]`` logits. Needs :attr:`Capability.HIDDEN_STATES`."""
         raise Incompatible(f"{self.name} gives no access to its output head")
+
+    def exit_head(self, hidden: Tensor) -> Tensor:
+        """``[N, d]`` hidden states that leave any layer to ``[N, V]`` logits, by the last norm and the output head.
+
+        No layer is run, and nothing is counted as a pass. Needs :attr:`Capability.LAYER_RANGES`.
+        """
+        raise Incompatible(f"{self.name} gives no access to an exit before its last layer")

@@ -21,13 +21,24 @@ class Want:
         hidden: layers whose output is wanted: ``0`` is the embedding, ``k`` the output of the k-th layer, ``-1`` the
             final hidden state that the head reads (after the last norm).
         attentions: whether the attention probabilities of every layer are wanted.
+        split: attend row by row, each with its true length, instead of in one call with padding; the result is the
+            same. Needs :attr:`~unspool.core.model.Capability.SPLIT_ATTENTION`, and goes without ``attentions``.
+        queries: whether the queries of every layer that runs are wanted. Needs
+            :attr:`~unspool.core.model.Capability.QUERIES`, and goes without ``attentions``.
     """
 
     hidden: frozenset[int] = frozenset()
     attentions: bool = False
+    split: bool = False
+    queries: bool = False
 
     def __or__(self, other: Want) -> Want:
-        return Want(self.hidden | other.hidden, self.attentions or other.attentions)
+        return Want(
+            self.hidden | other.hidden,
+            self.attentions or other.attentions,
+            self.split or other.split,
+            self.queries or other.queries,
+        )
 
 
 LOGITS = Want()
@@ -64,12 +75,14 @@ class Scores:
         rows: the nodes that the rows of ``logits`` belong to, ascending.
         hidden: by layer, ``[N - known, d]`` (see :class:`Want`).
         attentions: by layer, ``[H, N - known, L + N]``: over the ``L`` cached positions, then the nodes.
+        queries: by layer, from 0, ``[Hq, N - known, D]``: what the nodes ask with, rotated where the network rotates.
     """
 
     logits: Tensor
     rows: list[int]
     hidden: dict[int, Tensor] = field(default_factory=dict)
     attentions: tuple[Tensor, ...] = ()
+    queries: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         first, count = (self.rows[0], len(self.rows)) if self.rows else (0, 0)

@@ -20,7 +20,7 @@ from unspool.core.branch import Branch
 from unspool.core.cards import Card, NoSettings
 from unspool.core.errors import Incompatible
 from unspool.core.learned import Learned
-from unspool.core.model import LanguageModel
+from unspool.core.model import Cache, LanguageModel
 from unspool.core.scores import LOGITS, Scores, Want
 from unspool.core.tree import ROOT, TokenTree
 
@@ -138,6 +138,8 @@ class Proposal(StrEnum):
     SAMPLED = "a sampled chain"
     WITH_REPLACEMENT = "siblings sampled with replacement"
     WITHOUT_REPLACEMENT = "siblings sampled without replacement"
+    DECREED = "tokens that stand whatever the target says"
+    TARGET_ROOTS = "branches below several of the target's own next tokens"
 
 
 @dataclass
@@ -175,6 +177,7 @@ class Draft:
         confidence: ``[N]`` the drafter's own estimate of the probability of every node's token after its parent; empty
             if it has none.
         entered: how far the target has come with this tree already, or ``None``.
+        decreed: whether this chain is meant to stand as it is, of a drafter that proposes :attr:`Proposal.DECREED`.
     """
 
     tree: TokenTree
@@ -182,6 +185,7 @@ class Draft:
     q_rows: list[int] = field(default_factory=list)
     confidence: list[float] = field(default_factory=list)
     entered: Entered | None = None
+    decreed: bool = False
 
     @classmethod
     def empty(cls) -> Draft:
@@ -200,6 +204,7 @@ class Draft:
             [self.q_rows[node] for node in nodes] if self.q_rows else [],
             [self.confidence[node] for node in nodes] if self.confidence else [],
             self.entered.select(nodes) if self.entered is not None else None,
+            self.decreed,
         )
 
 
@@ -239,7 +244,17 @@ class Drafter(Part, ABC):
 
 
 class Controller(Part):
-    """How much do we guess now?"""
+    """How much do we guess now?
+
+    Attributes:
+        chunk: prompt tokens that one pass may read at most; ``None`` leaves it to the caller.
+    """
+
+    chunk: int | None = None
+
+    def start(self, model: LanguageModel, prompts: Sequence[Sequence[int]]) -> list[tuple[Cache, list[int]]]:
+        """Asked when a run begins, for caches and first tokens; see :meth:`LanguageModel.start`."""
+        return model.start(prompts)
 
     def budget(self, branch: Branch) -> Budget:
         """Asked before drafting."""

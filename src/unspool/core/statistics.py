@@ -19,6 +19,7 @@ class Statistics:
         steps: rounds of the loop that this request took part in.
         forwards: target passes of those rounds.
         layers: layers of the target that those passes ran through (0 if the model cannot tell).
+        kv_read: elements of keys and values that those passes attended to (0 if the model cannot tell).
         prefill_forwards: target passes that only read the prompt.
         draft_forwards: passes of other models.
         drafted, accepted: draft nodes proposed, draft nodes that stand.
@@ -31,6 +32,7 @@ class Statistics:
     steps: int = 0
     forwards: int = 0
     layers: int = 0
+    kv_read: int = 0
     prefill_forwards: int = 0
     draft_forwards: int = 0
     drafted: int = 0
@@ -63,6 +65,7 @@ class Statistics:
                 self.steps += 1
                 self.forwards += event.forwards
                 self.layers += event.layers
+                self.kv_read += event.kv_read
                 self.draft_forwards += event.draft_forwards
                 self.draft_seconds += event.draft_seconds
                 self.score_seconds += event.score_seconds
@@ -114,6 +117,7 @@ class Statistics:
             "steps": self.steps,
             "target_forwards": self.forwards,
             "target_layers": self.layers,
+            "target_kv_read": self.kv_read,
             "prefill_forwards": self.prefill_forwards,
             "draft_forwards": self.draft_forwards,
             "forwards_per_token": self.forwards_per_token,

@@ -79,6 +79,13 @@ class _Topology:
             self._children = children
         return self._children
 
+    def leading(self, count: int) -> _Topology:
+        """The shape of the first ``count`` nodes; what is derived is cut out of what is derived here."""
+        cut = _Topology.__new__(_Topology)
+        cut.parents, cut.tensor = self.parents[:count], self.tensor[:count]
+        cut._depths, cut._mask, cut._children = self.depths[:count], self.mask[:count, :count], None
+        return cut
+
 
 class TokenTree:
     """A tree of tokens.
@@ -157,6 +164,15 @@ class TokenTree:
         if len(tree._token_list) != len(self):
             raise InvalidInput(f"a template of {len(self)} nodes was given {len(tree._token_list)} tokens")
         tree._topology = self._topology
+        return tree
+
+    def leading(self, count: int) -> TokenTree:
+        """The first ``count`` nodes, which are a tree because parents come first; of a template that is filled level by
+        level, its first levels. Depths and masks are slices of this tree's, not computed again."""
+        tree = TokenTree.__new__(TokenTree)
+        tree._token_list = self._token_list[:count]
+        tree._tokens = None
+        tree._topology = self._topology.leading(count)
         return tree
 
     def after(self, prefix: Sequence[int]) -> TokenTree:

@@ -81,7 +81,7 @@ def measure(
 
     The widths take turns and the least time of each counts, because what else runs on a machine only ever adds.
     """
-    forwards, layers = model.forwards, model.layers_run
+    forwards, layers, read = model.forwards, model.layers_run, model.kv_read
     room = model.context_length
     context = context if room is None else max(1, min(context, room - widths[-1] - 1))
     fitting = [width for width in widths if room is None or context + width < room] or [1]
@@ -101,7 +101,7 @@ def measure(
                     best[width] = min(best[width], time.perf_counter() - began)
     finally:
         cache.release()
-        model.forwards, model.layers_run = forwards, layers
+        model.forwards, model.layers_run, model.kv_read = forwards, layers, read
     seconds = [best[width] for width in fitting]
     for place in range(len(seconds) - 2, -1, -1):
         seconds[place] = min(seconds[place], seconds[place + 1])

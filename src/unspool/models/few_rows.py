@@ -36,6 +36,14 @@ class FewRowsLinear(nn.Linear):
         return out.view(*input.shape[:-1], self.out_features)
 
 
+def few_rows_bytes(rows: int, width: int) -> int:
+    """Bytes of the product before it is turned back, which is there beside the result for a moment."""
+    if not 1 < rows <= _MOST_ROWS:
+        return 0
+    padded = rows if rows <= _NARROW else -(-rows // _STEP) * _STEP
+    return 4 * padded * width
+
+
 def use_few_rows(model: nn.Module) -> None:
     """Make every plain ``nn.Linear`` of ``model`` a :class:`FewRowsLinear`; weights stay where they are."""
     for module in model.modules():

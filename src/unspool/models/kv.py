@@ -1,14 +1,21 @@
 """Keys and values of several sequences, side by side, written in place.
 
 Every layer has one tensor ``[S, H, C, D]``: ``S`` slots for sequences, ``C`` positions of room. A forward pass
-writes the
-rows of its tree behind the committed ones; committing a path moves at most the accepted rows. Branches that are
-scored together lie in neighbouring slots, so that attention reads a view and nothing is copied.
+writes the rows of its tree behind the committed ones; committing a path moves at most the accepted rows. Branches that
+are scored together lie in neighbouring slots, so that attention reads a view and nothing is copied.
+
+The room behind the committed positions is the scratch of the candidates: each tree is written over the last one. By
+default a pool grows by doubling, which copies least; with a ``block`` it holds no more than what is needed, rounded up
+to whole blocks, and gives slots back at once.
+
+A cache need not hold every position of its text (:meth:`KVCache.select`). Keys are stored as the network made them,
+with their true positions in them, so what is left needs no new numbers: ``length`` says where the text goes on,
+``held`` how many rows there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,17 +24,29 @@ from torch import Tensor
 
 from unspool.core.errors import InvalidInput
 from unspool.core.model import Cache
+from unspool.models.memory import Ledger
 
 _FIRST_ROOM = 256
 
 
 class KVPool:
-    """The memory of sequences that are mostly scored together."""
+    """The memory of sequences that are mostly scored together.
 
-    def __init__(self) -> None:
+    Args:
+        block: positions by which the room grows; ``None`` to double it.
+        ledger: counts the bytes, and may refuse some.
+
+    Attributes:
+        beside: a pool for parts of the same sequences, where there are any.
+    """
+
+    def __init__(self, block: int | None = None, ledger: Ledger | None = None) -> None:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self.owners: list[KVCache] = []
-        self._room = _FIRST_ROOM
+        self.block = block
+        self.ledger = ledger
+        self.beside: KVPool | None = None
+        self._room = _FIRST_ROOM if block is None else 0
 
     def claim(self) -> KVCache:
         """A new sequence in the next free slot."""
@@ -36,9 +55,20 @@ class KVPool:
         return cache
 
     def reserve(self, positions: int) -> None:
-        """Make room for so many positions in every slot; grows by doubling."""
+        """Make room for so many positions in every slot; grows by doubling, or by whole blocks."""
         if positions > self._room:
-            self._room = max(positions, 2 * self._room)
+            grown = 2 * self._room if self.block is None else -(-positions // self.block) * self.block
+            self._room = max(positions, grown)
+
+    def grow(self) -> None:
+        """Enlarge all layers now, one after the other, instead of each when a pass comes to it."""
+        for layer in list(self.layers):
+            self.buffers(layer, *self.layers[layer])
+
+    @property
+    def room(self) -> int:
+        """Positions that every slot has room for in the layers that are there."""
+        return min((keys.shape[2] for keys, _ in self.layers.values()), default=0)
 
     def buffers(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """The tensors of a layer, made or enlarged to the current number of slots and positions.
@@ -51,12 +81,13 @@ class KVPool:
         held = self.layers.get(layer)
         if held is not None and held[0].shape[0] >= slots and held[0].shape[2] >= room:
             return held
+        # Forks come one by one; doubling keeps them from copying everything each time.
+        before = held[0].shape[0] if held else 0
+        wide = slots if before == 0 or self.block else before if slots <= before else max(slots, 2 * before)
+        self._count(keys, values, wide, room)
         fresh = []
         for place, rows in enumerate((keys, values)):
             # Zeros, not empty: masked rows get weight 0, and 0 * NaN would be NaN.
-            # Forks come one by one; doubling keeps them from copying everything each time.
-            before = held[0].shape[0] if held else 0
-            wide = slots if before == 0 else before if slots <= before else max(slots, 2 * before)
             size = (wide, rows.shape[1], room, rows.shape[3])
             new = rows.new_zeros(size)
             if held is not None:
@@ -64,22 +95,33 @@ class KVPool:
                 new[: old.shape[0], :, : old.shape[2]] = old
             fresh.append(new)
         self.layers[layer] = (fresh[0], fresh[1])
+        self._uncount(held)
         return self.layers[layer]
+
+    def _count(self, keys: Tensor, values: Tensor, slots: int, room: int) -> None:
+        if self.ledger is not None:
+            size = keys.shape[1] * keys.shape[3] * keys.element_size()
+            size += values.shape[1] * values.shape[3] * values.element_size()
+            self.ledger.take("cache", slots * room * size)
+
+    def _uncount(self, held: tuple[Tensor, Tensor] | None) -> None:
+        if self.ledger is not None and held is not None:
+            self.ledger.give("cache", sum(tensor.numel() * tensor.element_size() for tensor in held))
 
     def fork(self, source: KVCache) -> KVCache:
         twin = self.claim()
-        twin.length = source.length
-        for layer, (keys, values) in list(self.layers.items()):
-            keys, values = self.buffers(layer, keys, values)
-            keys[twin.slot, :, : source.length] = keys[source.slot, :, : source.length]
-            values[twin.slot, :, : source.length] = values[source.slot, :, : source.length]
+        twin.length, twin.dropped, twin.solid = source.length, source.dropped, source.solid
+        for layer in list(self.layers):
+            keys, values = self.buffers(layer, *self.layers[layer])
+            keys[twin.slot, :, : source.held] = keys[source.slot, :, : source.held]
+            values[twin.slot, :, : source.held] = values[source.slot, :, : source.held]
         return twin
 
     def release(self, cache: KVCache) -> None:
         """Free a slot; the last slot moves into the gap, so that the live ones stay neighbours."""
         last = self.owners.pop()
         if last is not cache:
-            used = last.length + last.scored
+            used = last.held + last.scored
             for keys, values in self.layers.values():
                 if last.slot < keys.shape[0]:
                     keys[cache.slot, :, :used] = keys[last.slot, :, :used]
@@ -87,7 +129,21 @@ class KVPool:
             last.slot = cache.slot
             self.owners[cache.slot] = last
         if not self.owners:
+            for held in self.layers.values():
+                self._uncount(held)
             self.layers.clear()
+        elif self.block is not None:
+            self._fit()
+
+    def _fit(self) -> None:
+        """Give back the slots that nobody owns, a layer at a time."""
+        slots = len(self.owners)
+        for layer in list(self.layers):
+            keys, values = self.layers[layer]
+            if keys.shape[0] > slots:
+                self._count(keys, values, slots, keys.shape[2])
+                self.layers[layer] = (keys[:slots].clone(), values[:slots].clone())
+                self._uncount((keys, values))
 
     @property
     def slot_bytes(self) -> int:
@@ -99,15 +155,55 @@ class KVCache(Cache):
 
     Attributes:
         length: committed positions.
+        dropped: how many of them have no row any more.
+        solid: the first position from which on none was dropped; their rows are the last ones, in order.
         scored: nodes of the last tree, held provisionally behind them.
+        kept: whether it outlives its request: ``release`` does nothing then.
     """
 
     def __init__(self, pool: KVPool, slot: int) -> None:
         self.pool = pool
         self.slot = slot
         self.length = 0
+        self.dropped = 0
+        self.solid = 0
         self.scored = 0
         self.released = False
+        self.kept = False
+
+    @property
+    def held(self) -> int:
+        """Committed rows."""
+        return self.length - self.dropped
+
+    def rows(self, layer: int) -> tuple[Tensor, Tensor]:
+        """``[H, held, D]`` keys and values of the committed rows of a layer: views."""
+        keys, values = self.pool.layers[layer]
+        return keys[self.slot, :, : self.held], values[self.slot, :, : self.held]
+
+    def select(self, rows: Mapping[int, Tensor], solid: int, source: KVCache | None = None) -> None:
+        """Hold these rows of ``source`` (of this cache itself, if there is none) and nothing else.
+
+        Args:
+            rows: for every layer ``[H, K]`` committed rows to keep of each head, ascending; as many everywhere.
+            solid: the first position from which on everything is kept.
+            source: another cache of the same text and network, which is left as it is.
+        """
+        source = source or self
+        counts = {index.shape[-1] for index in rows.values()}
+        if rows.keys() != source.pool.layers.keys() or len(counts) != 1:
+            raise InvalidInput("as many rows must be selected of every head in every layer")
+        (count,) = counts
+        self.pool.reserve(count)
+        for layer, index in rows.items():
+            picked = []
+            for held in source.rows(layer):
+                wide = index.to(held.device)[:, :, None].expand(-1, -1, held.shape[-1])
+                picked.append(held.gather(1, wide))
+            keys, values = self.pool.buffers(layer, picked[0][None], picked[1][None])
+            keys[self.slot, :, :count], values[self.slot, :, :count] = picked
+        self.length, self.dropped, self.solid = source.length, source.length - count, solid
+        self.scored = 0
 
     def commit(self, path: Sequence[int]) -> None:
         nodes = list(path)
@@ -117,8 +213,8 @@ class KVCache(Cache):
         # Rows that already lie in place are not moved; for a chain nothing is.
         still = next((place for place, node in enumerate(nodes) if node != place), len(nodes))
         if still < len(nodes):
-            rows = torch.tensor(nodes[still:], dtype=torch.int64) + self.length
-            first, last = self.length + still, self.length + len(nodes)
+            rows = torch.tensor(nodes[still:], dtype=torch.int64) + self.held
+            first, last = self.held + still, self.held + len(nodes)
             for keys, values in self.pool.layers.values():
                 here = rows.to(keys.device)
                 keys[self.slot, :, first:last] = keys[self.slot].index_select(1, here)
@@ -131,6 +227,8 @@ class KVCache(Cache):
 
     def rewind(self, length: int) -> None:
         self._check_rewind(length)
+        if length < self.solid:
+            raise InvalidInput(f"cannot rewind to {length}: rows before position {self.solid} were dropped")
         self.length, self.scored = length, 0
 
     @property
@@ -138,7 +236,7 @@ class KVCache(Cache):
         return self.pool.slot_bytes
 
     def release(self) -> None:
-        if not self.released:
+        if not self.released and not self.kept:
             self.released = True
             self.pool.release(self)
 
@@ -151,6 +249,9 @@ class KVPass(transformers.Cache):
         starts: the position at which each row's first new key is written.
         counts: how many of the (padded) new keys of each row are real.
         depths: of all nodes of each row's tree, the known ones too; for networks that ask at which position a key is.
+
+    Attributes:
+        read: elements of keys and values that were handed out to be attended to, padding aside.
     """
 
     def __init__(
@@ -165,6 +266,7 @@ class KVPass(transformers.Cache):
         self.caches = caches
         self.starts = starts
         self.counts = counts
+        self.read = 0
         self.end = max(start + count for start, count in zip(starts, counts, strict=True))
         self.pools = {id(cache.pool): cache.pool for cache in caches}
         for pool in self.pools.values():
@@ -179,6 +281,8 @@ class KVPass(transformers.Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write ``[B, H, N, D]`` new rows; return ``[B, H, end, D]`` keys and values to attend to."""
+        size = key_states.shape[1] * (key_states.shape[3] + value_states.shape[3])
+        self.read += size * (sum(self.starts) + sum(self.counts))
         for row, (cache, start, count) in enumerate(zip(self.caches, self.starts, self.counts, strict=True)):
             keys, values = cache.pool.buffers(layer_idx, key_states, value_states)
             keys[cache.slot, :, start : start + count] = key_states[row, :, :count]

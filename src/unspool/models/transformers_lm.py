@@ -7,7 +7,7 @@ their own; the cache keeps full length, so that committing a path is the same fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -20,10 +20,14 @@ from unspool.core.errors import Incompatible, InvalidInput
 from unspool.core.model import Cache, Capability, LanguageModel
 from unspool.core.scores import LOGITS, Request, Scores, Want
 from unspool.core.tree import ROOT, TokenTree
+from unspool.models.attention import attending, can_be_asked
+from unspool.models.few_rows import FewRowsLinear
 from unspool.models.kv import KVCache, KVPass, KVPool
+from unspool.models.memory import Footprint, Ledger
 from unspool.models.tokenizer import TextTokenizer
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
+_FAR = 1 << 40
 
 # Model types whose trees the tests compare with plain scoring. Others are compared once when they are loaded.
 PROVEN = frozenset({"llama", "qwen2", "qwen3", "gemma3_text", "gpt2", "gpt_neox", "mistral", "t5", "bart", "marian"})
@@ -79,8 +83,16 @@ class TransformersModel(LanguageModel):
                 Capability.CACHE_EDITING,
             }
         )
+        # How new caches grow and who counts their bytes; see ``counted``.
+        self.cache_block: int | None = None
+        self.ledger: Ledger | None = None
+        if not model.config.is_encoder_decoder:
+            self.capabilities |= {Capability.MEMORY_BUDGET}
+            if can_be_asked(model):
+                self.capabilities |= {Capability.SPLIT_ATTENTION, Capability.QUERIES}
         if self.config.model_type not in PROVEN:
             self._prove()
+            self._prove_ranges()
 
     # -- what it is ----------------------------------------------------------------------------------------------
 
@@ -147,7 +159,26 @@ class TransformersModel(LanguageModel):
         finally:
             for cache in caches:
                 cache.release()
-        self.forwards = self.layers_run = 0
+        self.forwards = self.layers_run = self.kv_read = 0
+
+    def _prove_ranges(self) -> None:
+        """Compare two halves of the layers with the whole: where layers lean on others, none runs without them."""
+        tree = TokenTree.chain([3 % self.vocab_size, 5 % self.vocab_size, 7 % self.vocab_size])
+        middle = self.num_layers // 2
+        (cache,) = self.new_caches(1)
+        try:
+            whole = self.score([Request(cache, tree)])[0].logits
+            lower = self.score([Request(cache, tree)], Want(hidden=frozenset({middle})), range(middle))[0]
+            upper = [Request(cache, tree, inputs=lower.hidden[middle])]
+            halves = self.score(upper, layers=range(middle, self.num_layers))[0].logits
+            proven = bool((whole - halves).abs().max() <= 1e-2 * (whole.abs().max() + 1e-6))
+        except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, InvalidInput):
+            proven = False
+        finally:
+            cache.release()
+        if not proven:
+            self.capabilities -= {Capability.LAYER_RANGES}
+        self.forwards = self.layers_run = self.kv_read = 0
 
     def _prove_scores(self, cache: Cache, tree: TokenTree, prefix: list[int]) -> Scores:
         cache.rewind(0)
@@ -157,8 +188,32 @@ class TransformersModel(LanguageModel):
     # -- caches --------------------------------------------------------------------------------------------------
 
     def new_caches(self, count: int) -> list[Cache]:
-        pool = KVPool()
+        pool = KVPool(self.cache_block, self.ledger)
         return [pool.claim() for _ in range(count)]
+
+    @contextmanager
+    def counted(self, ledger: Ledger, block: int) -> Iterator[None]:
+        """Caches that are made in this context grow by ``block`` positions; ``ledger`` counts them and their passes."""
+        before = self.cache_block, self.ledger
+        self.cache_block, self.ledger = block, ledger
+        try:
+            yield
+        finally:
+            self.cache_block, self.ledger = before
+
+    def footprint(self, block: int) -> Footprint:
+        """What decoding takes with caches that grow by ``block`` positions."""
+        item = torch.empty((), dtype=self.dtype).element_size()
+        # The turned product is made for single precision on a CPU.
+        turned = isinstance(self.model.get_output_embeddings(), FewRowsLinear) and item == 4
+        return Footprint.of(
+            self.config,
+            vocabulary=self.vocab_size,
+            item=item,
+            masks=len(self.windows),
+            turned=turned and self.device.type == "cpu",
+            block=block,
+        )
 
     # -- scoring -------------------------------------------------------------------------------------------------
 
@@ -170,10 +225,19 @@ class TransformersModel(LanguageModel):
         batch = [requests[i] for i in order]
         caches: list[KVCache] = [request.cache for request in batch]  # type: ignore[misc]
         self._check(batch, caches, layers)
+        if want.split:
+            self.require(frozenset({Capability.SPLIT_ATTENTION}), "split attention")
+        if want.queries:
+            self.require(frozenset({Capability.QUERIES}), "a look at the queries")
+        if want.attentions and (want.split or want.queries):
+            raise InvalidInput(
+                "attention probabilities are only there in one call for all rows: not with split or queries"
+            )
         counts = [len(request.tree) - request.known for request in batch]
         width = max(counts)
-        starts = [cache.length + request.known for cache, request in zip(caches, batch, strict=True)]
+        starts = [cache.held + request.known for cache, request in zip(caches, batch, strict=True)]
         kv = KVPass(caches, starts, counts, [request.tree.depths for request in batch])
+        ends = [start + count for start, count in zip(starts, counts, strict=True)]
 
         ids = torch.zeros(len(batch), width, dtype=torch.int64)
         positions = torch.zeros(len(batch), width, dtype=torch.int64)
@@ -185,6 +249,9 @@ class TransformersModel(LanguageModel):
             # Padding repeats the last position, which is certain to be within the context.
             positions[row, count:] = positions[row, count - 1]
             rows.append(list(range(known, len(tree))) if request.rows is None else request.rows)
+        ledger = caches[0].pool.ledger
+        if ledger is not None:
+            self._announce(ledger, caches[0].pool, len(batch), width, kv.end, max(len(kept) for kept in rows))
         masks = self._masks(batch, caches, positions, width, kv.end)
         # Rows of the head's input, by request; short ones are padded with row 0 and cut off again.
         most = max(len(r) for r in rows)
@@ -196,6 +263,7 @@ class TransformersModel(LanguageModel):
         if any(request.inputs is not None for request in batch):
             inputs = self._inputs(batch, counts, ids)
         skipped_start = bool(layers) and layers[0] > 0  # type: ignore[index]
+        queries: dict[int, Tensor] = {}
         with ExitStack() as stack:
             tapped = stack.enter_context(self._taps(want.hidden))
             if layers is not None:
@@ -205,9 +273,15 @@ class TransformersModel(LanguageModel):
                 inputs = None
             if want.attentions:
                 stack.enter_context(self._eager())
+            elif want.split or want.queries:
+                true = list(zip(counts, ends, strict=True)) if want.split else None
+                stack.enter_context(attending(self.model, true, queries if want.queries else None))
             out = self._forward(ids, inputs, masks, positions, kv, keep, want.attentions)
+        if ledger is not None:
+            ledger.after_pass()
         self.forwards += 1
         self.layers_run += self.num_layers if layers is None else len(layers)
+        self.kv_read += kv.read
         for cache, request in zip(caches, batch, strict=True):
             cache.scored = len(request.tree)
 
@@ -215,10 +289,23 @@ class TransformersModel(LanguageModel):
         answers: dict[int, Scores] = {}
         for row, (place, request, count) in enumerate(zip(order, batch, counts, strict=True)):
             hidden = {layer: states[row, :count] for layer, states in tapped.items()}
-            seen = caches[row].length + len(request.tree)
+            seen = caches[row].held + len(request.tree)
             attentions = tuple(a[row, :, :count, :seen] for a in self._attentions(out)) if want.attentions else ()
-            answers[place] = Scores(logits[row, : len(rows[row])], rows[row], hidden, attentions)
+            asked = {layer: q[row, :, :count] for layer, q in queries.items()}
+            answers[place] = Scores(logits[row, : len(rows[row])], rows[row], hidden, attentions, asked)
         return [answers[place] for place in range(len(requests))]
+
+    def _announce(self, ledger: Ledger, pool: KVPool, rows: int, width: int, end: int, places: int) -> None:
+        """Tell the ledger what a pass is about to take, beyond the caches that are there."""
+        sizes = self.footprint(pool.block or 1)
+        pool.grow()
+        ledger.before_pass(
+            mask=sizes.mask(rows, width, end),
+            work=sizes.work(rows, width, end),
+            head=sizes.head(rows, width, places),
+            logits=sizes.logits(rows, places),
+            cache=0 if pool.layers else sizes.cache(len(pool.owners), sizes.room(end)),
+        )
 
     def _forward(
         self,
@@ -279,15 +366,17 @@ class TransformersModel(LanguageModel):
         allowed = torch.zeros(len(batch), width, end, dtype=torch.bool)
         keys = torch.zeros(len(batch), end, dtype=torch.int64)
         for row, (request, cache) in enumerate(zip(batch, caches, strict=True)):
-            tree, known, length = request.tree, request.known, cache.length
+            tree, known, held = request.tree, request.known, cache.held
             count = len(tree) - known
-            allowed[row, :count, :length] = True
-            allowed[row, :count, length : length + len(tree)] = tree.mask[known:]
+            allowed[row, :count, :held] = True
+            allowed[row, :count, held : held + len(tree)] = tree.mask[known:]
             # A padding row must see something, or its softmax would be over nothing.
             allowed[row, count:, 0] = True
             if any(window is not None for window in self.windows.values()):
-                keys[row, :length] = torch.arange(length)
-                keys[row, length : length + len(tree)] = torch.tensor(tree.depths) + length
+                keys[row, :held] = torch.arange(held) + cache.dropped
+                # Of rows with gaps between them the positions differ from head to head: they lie before every window.
+                keys[row, : cache.solid - cache.dropped] = -_FAR
+                keys[row, held : held + len(tree)] = torch.tensor(tree.depths) + cache.length
         made = {}
         for kind, window in self.windows.items():
             seen = allowed
@@ -397,17 +486,33 @@ class TransformersModel(LanguageModel):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of final hidden states, as the network's own head gives them (with its scaling or soft-capping)."""
 
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            output.last_hidden_state = hidden[None].to(output.last_hidden_state)
+        def final(module: nn.Module, args: Any, output: Any) -> Any:
+            output.last_hidden_state = hidden[:, None].to(output.last_hidden_state)
             return output
 
-        # Heads differ (scaling, soft-capping, biases): run the network's own on one token and exchange what it reads.
-        handle = self.decoder.register_forward_hook(hook)
-        try:
+        return self._read_out(lambda: self.decoder.register_forward_hook(final))
+
+    @torch.no_grad()
+    def exit_head(self, hidden: Tensor) -> Tensor:
+        self.require(frozenset({Capability.LAYER_RANGES}), "an exit before the last layer")
+
+        def leaving(module: nn.Module, args: Any, output: Any) -> Any:
+            return hidden[:, None].to(output)
+
+        return self._read_out(lambda: self.layers[-1].register_forward_hook(leaving))
+
+    def _read_out(self, exchange: Callable[[], Any]) -> Tensor:
+        """``[N, V]`` logits of a pass of one token, for which a hook puts in ``[N, 1, d]`` states on the way.
+
+        Heads differ (scaling, soft-capping, biases), so the network's own is run. The layers are left out where they
+        can be; a network whose layers lean on one another runs them for its one token.
+        """
+        with ExitStack() as stack:
+            if Capability.LAYER_RANGES in self.capabilities:
+                stack.enter_context(self._only([]))
+            stack.callback(exchange().remove)
             out = self._one_token()
-        finally:
-            handle.remove()
-        logits: Tensor = out.logits[0]
+        logits: Tensor = out.logits[:, 0]
         return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
     def _one_token(self) -> Any:

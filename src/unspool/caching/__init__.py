@@ -1,0 +1,1 @@
+"""Cache policies: what is remembered of a text."""
