@@ -16,7 +16,7 @@ from typing import Any
 import unspool
 
 _PACKAGE = Path(unspool.__file__).parent
-_NOT_ROOMS = {"core", "cli", "serving", "evaluation", "models"}
+_NOT_ROOMS = {"core", "cli", "serving", "evaluation", "training", "models"}
 _CARD = re.compile(r'\bCard\(\s*slug="([^"]+)",\s*name="([^"]+)"')
 _PLAIN: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
 

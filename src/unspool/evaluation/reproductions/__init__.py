@@ -49,7 +49,8 @@ def run(
     Args:
         slug: one of :func:`available`.
         quick: a smaller sample of everything, within a minute on two cores.
-        model: the target by name, or one that is loaded already; the default is the packaged SmolLM2-135M.
+        model: the target by name, or one that is loaded already; the default is the experiment's own, which is the
+            packaged SmolLM2-135M unless it says otherwise.
         data: a folder (or file) with Spec-Bench for the experiments that can use it; else the environment variable
             ``UNSPOOL_DATA``; without either the packaged prompts are asked.
         progress: tell on standard error what is being done.
@@ -67,7 +68,8 @@ def run(
 
     module = importlib.import_module(f"{__name__}.{slug.replace('-', '_')}")
     made: _common.Experiment = module.EXPERIMENT
-    return _common.conduct(made, made.quick if quick else made.full, model or DEFAULT_MODEL, quick, data, progress)
+    target = model or made.model or DEFAULT_MODEL
+    return _common.conduct(made, made.quick if quick else made.full, target, quick, data, progress)
 
 
 def table(results: Sequence[Reproduction]) -> str:

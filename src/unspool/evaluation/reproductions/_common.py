@@ -41,21 +41,25 @@ class Experiment:
         slug: of the method.
         quick, full: two sizes of it, of a frozen dataclass of its own.
         measure: takes a :class:`Lab` and a size, and fills the lab with rows, checks and notes.
+        model: the target's name, where it is not the packaged default.
     """
 
     slug: str
     quick: Any
     full: Any
     measure: Callable[[Lab, Any], None]
+    model: str | None = None
 
 
-def experiment(slug: str, *, quick: Any, full: Any) -> Callable[[Callable[[Lab, Any], None]], Experiment]:
+def experiment(
+    slug: str, *, quick: Any, full: Any, model: str | None = None
+) -> Callable[[Callable[[Lab, Any], None]], Experiment]:
     """Decorator: makes ``EXPERIMENT`` out of a module's measuring function."""
 
     def make(measure: Callable[[Lab, Any], None]) -> Experiment:
         if measure.__module__.rpartition(".")[2] != slug.replace("-", "_"):
             raise ValueError(f"the experiment {slug!r} stands in {measure.__module__}; its file must have its name")
-        return Experiment(slug, quick, full, measure)
+        return Experiment(slug, quick, full, measure, model)
 
     return make
 
