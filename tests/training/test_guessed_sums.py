@@ -37,7 +37,10 @@ def test_a_stretch_behind_the_question_is_disturbed() -> None:
     touched = [row for row in places if row]
     assert all(row[-1] - row[0] < 6 for row in touched)
     assert max(map(len, touched)) > 3
-    assert {row[0] for row in touched} >= set(range(question, question + 20))
+    begun = {row[0] for row in touched}
+    assert min(begun) == question
+    assert max(begun) > given.inputs.shape[1] - 5
+    assert len(begun) > 30
     assert 0.25 < len(touched) / len(places) < 0.5
     assert not (PastWrongTokens(0.0, 6, torch.Generator()).disturbed(given, 17) != given.inputs).any()
 

@@ -188,11 +188,13 @@ def test_lines_answer_their_question() -> None:
         assert list(said).index(key) == asked.place
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_texts_for_training_are_right_and_only_answers_count(share: float) -> None:
+@pytest.mark.parametrize("most", [4, 12, 40])
+def test_texts_for_training_are_right_and_only_answers_count(most: int) -> None:
     chosen = line_retrieval.LineRetrievalSettings(tokens=400, most_lines=40)
     tokenizer = line_retrieval.make_tokenizer(chosen)
-    batch = line_retrieval.batches(chosen, tokenizer)(0, share)
+    curriculum = line_retrieval.Curriculum(chosen, tokenizer)
+    curriculum.most = most
+    batch = curriculum.batch(0, 0.0)
     assert batch.weights is not None
     for row, weights in zip(batch.tokens, batch.weights, strict=True):
         text = tokenizer.decode(row)
@@ -203,12 +205,29 @@ def test_texts_for_training_are_right_and_only_answers_count(share: float) -> No
         assert counted == [":" + ask.partition(":")[2] for ask in asks]
 
 
-def test_texts_grow_to_the_length_that_was_asked_for() -> None:
-    shares = [line_retrieval.growth(place / 20, 180) for place in range(21)]
-    assert shares[0] == (4, 12)
-    assert shares[-1] == (8, 180)
-    assert [most for _, most in shares] == sorted(most for _, most in shares)
-    assert all(least <= most for least, most in shares)
+def test_texts_grow_when_they_are_answered_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = line_retrieval.LineRetrievalSettings(tokens=64, most_lines=20)
+    curriculum = line_retrieval.Curriculum(chosen, line_retrieval.make_tokenizer(chosen))
+    for value, most in ((5.0, 8), (0.1, 20)):
+        monkeypatch.setattr(curriculum, "next_token", lambda *_, value=value: torch.tensor(value))
+        for _ in range(100):
+            batch = curriculum.batch(0, 0.0)
+            assert batch.tokens.shape[1] >= 4 * 4
+            curriculum.loss(None, batch, 0.0)  # type: ignore[arg-type]
+        assert curriculum.most == most
+
+
+def test_a_head_begins_as_one_that_looks_back() -> None:
+    chosen = line_retrieval.LineRetrievalSettings()
+    tokenizer = line_retrieval.make_tokenizer(chosen)
+    model = line_retrieval.network(chosen, tokenizer)
+    model.set_attn_implementation("eager")
+    tokens = torch.tensor([tokenizer.encode(line_retrieval.problems(1, 100)[0].prompt)])
+    with torch.no_grad():
+        heads = model(input_ids=tokens, output_attentions=True).attentions[0][0]
+    before = heads.diagonal(-1, dim1=1, dim2=2).mean(1)
+    assert before[0] > 0.7
+    assert before[1:].max() < 0.1
 
 
 def test_prompts_are_not_those_of_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:

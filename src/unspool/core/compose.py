@@ -173,7 +173,8 @@ def compose(
         filled["verifier"] = _default_verifier(drafter)
     composition = Composition(model, **filled)  # type: ignore[arg-type]
     _check(composition)
-    setup = Setup(model, composition.sampler, models or {}, load)
+    observes_prompt = any(part.observes_prompt for part in composition.parts)
+    setup = Setup(model, composition.sampler, models or {}, load, observes_prompt)
     for part in composition.parts:
         part.bind(setup)
     return composition

@@ -36,12 +36,14 @@ class Setup:
         sampler: how its distributions become tokens.
         models: further models by role (``"draft"``).
         load: turns a model's name into a model.
+        observes_prompt: whether any part asks for the logits of every position of the prompt.
     """
 
     target: LanguageModel
     sampler: Sampler
     models: Mapping[str, LanguageModel] = field(default_factory=dict)
     load: Callable[[str], LanguageModel] | None = None
+    observes_prompt: bool = False
 
     def model(self, role: str, who: str, name: str | None = None) -> LanguageModel:
         """The model of that role; ``name`` is loaded if none was handed over.

@@ -68,6 +68,10 @@ class Ledger:
         """Count ``size`` bytes that were freed."""
         self.live[kind] -= size
 
+    def next_pass(self) -> None:
+        """A pass is coming: the loop has dropped the logits of the last one."""
+        self.live["logits"] = 0
+
     def before_pass(self, *, mask: int, work: int, head: int, logits: int, cache: int = 0) -> None:
         """Count what a pass takes, before it does: its mask and what its layers work with.
 
@@ -81,8 +85,6 @@ class Ledger:
         Raises:
             BudgetExceeded: if any of it does not fit; nothing is counted then.
         """
-        # Nobody asks for the logits of the last pass any more.
-        self.live["logits"] = 0
         self._check("a pass through the layers", mask + work + cache)
         self._check("the logits of a pass", mask + head + logits + cache)
         self.take("mask", mask)

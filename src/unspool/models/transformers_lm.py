@@ -298,6 +298,7 @@ class TransformersModel(LanguageModel):
     def _announce(self, ledger: Ledger, pool: KVPool, rows: int, width: int, end: int, places: int) -> None:
         """Tell the ledger what a pass is about to take, beyond the caches that are there."""
         sizes = self.footprint(pool.block or 1)
+        ledger.next_pass()
         pool.grow()
         ledger.before_pass(
             mask=sizes.mask(rows, width, end),

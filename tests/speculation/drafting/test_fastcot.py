@@ -121,6 +121,19 @@ def test_the_window_shrinks_with_the_budget_and_keeps_what_it_had() -> None:
     assert drafter.propose([text], [Budget()])[0].tree.token_list[:4] == [*predicted[1:], *whole[3:5]]
 
 
+@pytest.mark.parametrize("foreign", [TokenTree([8]), TokenTree([8, 9], [-1, -1])])
+def test_a_tree_that_is_not_its_own_only_moves_the_guesses_on(foreign: TokenTree) -> None:
+    drafter, _ = made(window=6)
+    text = branch([4, 7, 9])
+    advance(drafter, text, 0)
+    buffer = list(text.memo[drafter].buffer)
+    assert buffer[0] != 8
+    tree = foreign.after(text.tokens)
+    scores = TARGET.score([Request(TARGET.new_cache(), tree)])[0]
+    drafter.observe(Observation(text, tree, len(text.tokens), scores, Draft(foreign), [], [8]))
+    assert text.memo[drafter].buffer == buffer[1:]
+
+
 def test_a_fixed_point_is_accepted_whole() -> None:
     _, composition = made(window=8)
     plain = texts(run(compose(TARGET), [[1, 2]]))[0]

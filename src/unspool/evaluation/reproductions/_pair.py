@@ -68,6 +68,6 @@ def held_out_code(model: LanguageModel, count: int, *, length: int = 64, skip: i
     raise InvalidInput(f"the held-out files hold {len(found)} pieces of {length} tokens; asked for {skip + count}")
 
 
-def sampler(temperature: float, top_p: float = 1.0) -> Sampler:
+def sampler(temperature: float, top_p: float = 1.0) -> StandardSampler:
     """The plain sampler."""
     return StandardSampler(SamplingSettings(temperature=temperature, top_p=top_p))

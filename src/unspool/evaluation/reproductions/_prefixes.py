@@ -35,7 +35,7 @@ def read_once(model: LanguageModel, prompts: Sequence[Sequence[int]], *, leave: 
         ]
 
     try:
-        model.start = start  # type: ignore[method-assign]
+        model.start = start  # type: ignore[assignment, method-assign]
         yield
     finally:
         del model.start

@@ -74,6 +74,8 @@ class Recorded(LanguageModel):
         if len(self._texts) < len(texts):
             raise InvalidInput("two of the recorded prompts are the same")
         self._end = min(like.stop_tokens, default=0)
+        self._logits = torch.zeros(0, self.vocab_size)
+        self._marks: list[tuple[int, int]] = []
 
     def new_caches(self, count: int) -> list[Cache]:
         return [_Position([]) for _ in range(count)]
@@ -88,23 +90,31 @@ class Recorded(LanguageModel):
         self, requests: Sequence[Request], want: Want = LOGITS, layers: Sequence[int] | None = None
     ) -> list[Scores]:
         self.forwards += 1
-        answers = []
+        # One table for all passes, wiped where it was written: nobody keeps logits beyond a step.
+        for mark in self._marks:
+            self._logits[mark] = 0.0
+        self._marks.clear()
+        most = sum(len(request.tree) for request in requests)
+        if len(self._logits) < most:
+            self._logits = torch.zeros(most, self.vocab_size)
+        answers, used = [], 0
         for request in requests:
             cache, tree = request.cache, request.tree
             assert isinstance(cache, _Position)
             rows = list(range(request.known, len(tree))) if request.rows is None else list(request.rows)
             depths, parents = tree.depths, tree.parent_list
             said: list[bool] = []
-            logits = torch.zeros(len(rows), self.vocab_size)
-            place = {node: row for row, node in enumerate(rows)}
+            place = {node: used + row for row, node in enumerate(rows)}
             for node, token in enumerate(tree.token_list):
                 at = cache.length + depths[node]
                 on_path = parents[node] == ROOT or said[parents[node]]
                 said.append(on_path and at < len(cache.text) and cache.text[at] == token)
                 if said[node] and node in place:
                     following = cache.text[at + 1] if at + 1 < len(cache.text) else self._end
-                    logits[place[node], following] = 1.0
-            answers.append(Scores(logits, rows))
+                    self._logits[place[node], following] = 1.0
+                    self._marks.append((place[node], following))
+            answers.append(Scores(self._logits[used : used + len(rows)], rows))
+            used += len(rows)
         return answers
 
 
@@ -170,15 +180,15 @@ def replay(like: LanguageModel, drafter: Drafter, texts: Sequence[Text]) -> Repl
     return Replay(runs, sum(watched.seconds) / max(len(watched.seconds), 1))
 
 
-def answers_of(lab: Lab, count: int, *, new_tokens: int) -> tuple[str, list[list[int]]]:
+def answers_of(lab: Lab, count: int, *, new_tokens: int) -> tuple[str, list[Text]]:
     """What the model answered to prompts that are not measured, and where that is from.
 
     The recorded answers, if there are any; else it is asked now, ``count`` of the packaged prompts' last ones.
     """
     found = own_answers(lab.model)
     if found:
-        return f"{len(found)} recorded answers", found
+        return f"{len(found)} recorded answers", list(found)
     lab.say(f"no answers of {lab.model.name} are recorded: {count} prompts are asked first")
     _, prompts = lab.chats(80, new_tokens=new_tokens)
     runs = decode_all(compose(lab.model), prompts[-count:], new_tokens=new_tokens, batch=count)
-    return f"{count} answers given now", [run.tokens for run in runs]
+    return f"{count} answers given now", [(run.prompt, run.tokens) for run in runs]

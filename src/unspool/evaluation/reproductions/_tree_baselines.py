@@ -5,8 +5,10 @@ And the test that holds a sampled composition to the target's own distribution.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from unspool.core.events import Stepped
 from unspool.core.scores import Request
 from unspool.core.sockets import Budget, Distribution, Draft, Proposal, Verdict, Verifier, Walk
 from unspool.core.tree import ROOT, TokenTree
-from unspool.evaluation.reproductions._common import batches, decode_all
+from unspool.evaluation.reproductions._common import Continuation, batches, decode_all, tokens_per_step
 from unspool.evaluation.reproductions._pair import Pair
 from unspool.sampling.standard import StandardSampler
 from unspool.speculation.drafting._draft_caches import Growth
@@ -28,6 +30,48 @@ from unspool.speculation.verification._rejection import residual
 
 Ranks = tuple[int, ...]
 """A node of a shape: of each node on its path the how-many-th among its siblings it is."""
+
+
+# -- measuring ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a composition went.
+
+    Attributes:
+        tau: tokens that a step commits.
+        error: its standard error, from how the texts differ.
+        nodes: draft nodes of a step.
+        runs: the texts.
+    """
+
+    tau: float
+    error: float
+    nodes: float
+    runs: list[Continuation]
+
+    def above(self, other: Pace, factor: float = 1.0) -> bool:
+        """Whether it is at least ``factor`` times as fast."""
+        return self.tau >= factor * other.tau
+
+    def not_below(self, other: Pace) -> bool:
+        """Whether it is as fast as the other, but for what two standard errors can hide."""
+        return self.tau > other.tau - 2 * math.hypot(self.error, other.error)
+
+    def __str__(self) -> str:
+        return f"{self.tau:.3f} +- {self.error:.3f}"
+
+
+def pace(
+    composition: Composition, prompts: Sequence[Sequence[int]], new_tokens: int, *, seed: int = 0, batch: int = 24
+) -> Pace:
+    """Let every text grow to ``new_tokens``."""
+    runs = decode_all(composition, prompts, new_tokens=new_tokens, batch=batch, seed=seed, stop_tokens=frozenset())
+    steps = [run.statistics.steps for run in runs]
+    tau = tokens_per_step(runs)
+    spread = math.sqrt(sum((len(run.tokens) - tau * s) ** 2 for run, s in zip(runs, steps, strict=True)))
+    return Pace(tau, spread / sum(steps), sum(run.statistics.drafted for run in runs) / sum(steps), runs)
 
 
 # -- drafters -----------------------------------------------------------------------------------------------------

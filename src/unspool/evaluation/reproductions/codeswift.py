@@ -1,9 +1,9 @@
 """CodeSwift: retrieval from the repository and from common code, with timing and a cache, against plain REST.
 
-Paper: Zhao et al., CodeSwift, 2025: 2.53x in a repository, up to 88% better than earlier methods. Here: bodies of functions of
-the standard library's packages; a package is the repository, the rest of the library is common code. The text that the
-model writes is compared with plain decoding's; what the parts are worth is found by replaying that text, and once more
-on the bodies that people wrote, which says what retrieval can do apart from a small model's taste.
+Paper: Zhao et al., CodeSwift, 2025: 2.53x in a repository, up to 88% better than earlier methods. Here: bodies of
+functions of the standard library's packages; a package is the repository, the rest of the library is common code. The
+text that the model writes is compared with plain decoding's; what the parts are worth is found by replaying that text,
+and once more on the bodies that people wrote, which says what retrieval can do apart from a small model's taste.
 """
 
 from __future__ import annotations
@@ -264,19 +264,17 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
             calls["retrieval after white space as well"],
             calls[name],
         )
-    answered = whole.second.cached / max(whole.second.cached + whole.second.searched, 1)
-    model_second = by_model["CodeSwift"].second
-    lab.row("share of queries that the cache answers, second half, code written by people", None, answered)
+    answered = _cached_share(by_model["CodeSwift"].second)
     lab.row(
-        "the same, code written by the model",
-        None,
-        model_second.cached / max(model_second.cached + model_second.searched, 1),
+        "share of queries that the cache answers, second half of the functions, code written by the model (by people)",
+        _cached_share(whole.second),
+        answered,
     )
 
     found = agreement(lab.model, [run for of in expected.values() for run in of], drafted)
     lab.check("the output is that of plain greedy decoding", str(found), found.identical)
-    for kind, of in outcomes.items():
-        tau, rest, lookup = (of[name].tau for name in ("CodeSwift", "REST on common code", "prompt lookup"))
+    for kind, variant in outcomes.items():
+        tau, rest, lookup = (variant[name].tau for name in ("CodeSwift", "REST on common code", "prompt lookup"))
         lab.check(
             f"tokens per step >= 1.10 times those of REST on common code, on code {kind}",
             f"{tau:.3f} against {rest:.3f}",
@@ -300,16 +298,22 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
         fewer >= 0.15 and lost < 0.03,
         fewer > lost,
     )
-    without = by_people["without the cache"].tau
     lab.check(
-        "the cache answers at least 20% of the queries of the second half of the files, and does no harm",
-        f"{answered:.1%}; {whole.tau:.3f} tokens per step with it, {without:.3f} without",
-        answered >= 0.20 and whole.tau >= without,
-        answered > 0 and whole.tau >= 0.99 * without,
+        "the cache answers at least 20% of the queries of the second half, on code written by the model",
+        f"{answered:.1%}",
+        answered >= 0.20,
+        answered > 0,
+    )
+    with_cache, without = by_model["CodeSwift"].tau, by_model["without the cache"].tau
+    lab.check(
+        "the cache does no harm, on code written by the model",
+        f"{with_cache:.3f} tokens per step with it, {without:.3f} without",
+        with_cache >= without,
+        with_cache >= 0.98 * without,
     )
     lab.note(
-        f"Trees of {size.nodes} nodes, which a CPU verifies in less than twice the time of one token; the paper's setting "
-        "is 64. The parts are judged on the bodies that people wrote, of which there are more."
+        f"Trees of {size.nodes} nodes, which a CPU verifies in about twice the time of one token; REST's have 64. "
+        "The parts but the cache are judged on the bodies that people wrote, of which there are more."
     )
     lab.note(
         "Where a search is left out is decided by the last committed token; with this tokenizer one step in ten begins "
@@ -317,6 +321,10 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
     )
     if lab.quick:
         lab.note(f"Quick: one package, and common code cut to {size.common / 1e6:.1f} MB so that indexing fits.")
+
+
+def _cached_share(counts: Counts) -> float:
+    return counts.cached / max(counts.cached + counts.searched, 1)
 
 
 def _calls_per_step(counts: Counts) -> float:

@@ -4,13 +4,14 @@ Paper: Position-Aware Depth Decay Decoding (D3), 2025: 1.5x fewer operations on 
 loss. Here: SmolLM2-135M on chat and code prompts. First the observation that the method rests on, then four ways to
 leave layers out with the same number of layers run: D3, a constant span in the middle, an early exit, and the first
 layers left out (SkipDecode). Texts are judged by the whole network: how likely it finds them, and how long they are its
-own greedy text. Half of the prompts ask to copy a list, where every word can be checked.
+own greedy text. Half of the prompts repeat a list, where every word can be checked.
 """
 
 from __future__ import annotations
 
 import math
 import random
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from itertools import islice
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from unspool.core.branch import Branch
 from unspool.core.compose import compose
@@ -65,17 +67,14 @@ class Size:
 
 
 def lists(lab: Lab, count: int, length: int) -> list[tuple[list[int], list[str]]]:
-    """Prompts that ask to copy a list, and the words that are to follow."""
+    """Prompts that begin to repeat a list once more, and the words that are to follow."""
     rng, words = random.Random(3), _WORDS.split()
-
-    def line(some: Sequence[str]) -> str:
-        return ", ".join(some)
-
     found = []
     for _ in range(count):
-        first, second = rng.sample(words, 8), rng.sample(words, length)
-        text = f"List: {line(first)}\nCopy: {line(first)}\n\nList: {line(second)}\nCopy:"
-        found.append((list(lab.model.tokenizer.encode(text)), second))
+        said = rng.sample(words, length)
+        # With numbers, by which a small model finds its place again.
+        lines = "\n".join(f"{place}. {word}" for place, word in enumerate(said, 1))
+        found.append((list(lab.model.tokenizer.encode(f"{lines}\n\n{lines}\n\n1.")), said))
     return found
 
 
@@ -149,20 +148,24 @@ class Outcome:
 
 
 def judged(
-    lab: Lab, plain: Sequence[Continuation], runs: Sequence[Continuation], asked: Sequence[list[str]]
+    lab: Lab,
+    plain: Sequence[Continuation],
+    runs: Sequence[Continuation],
+    asked: Sequence[list[str]],
+    logs: Sequence[Tensor] | None = None,
 ) -> Outcome:
-    """Judge texts by the whole network, and the last of them by the lists that they are to copy."""
-    scored = torch.cat([tail_log_probs(lab.model, run.prompt, run.tokens).double() for run in runs])
+    """Judge texts by the whole network (by ``logs``, if they are known), and the last of them by their lists."""
+    scored = torch.cat([tail_log_probs(lab.model, r.prompt, r.tokens) for r in runs] if logs is None else list(logs))
     agreed = [
         next((at for at, (a, b) in enumerate(zip(one.tokens, other.tokens, strict=False)) if a != b), len(one.tokens))
         for one, other in zip(plain, runs, strict=True)
     ]
     right = []
     for run, words in zip(runs[len(runs) - len(asked) :], asked, strict=True):
-        said = [word.strip() for word in lab.model.tokenizer.decode(run.tokens).partition("\n")[0].split(",")]
+        said = re.findall(r"[a-z]+", lab.model.tokenizer.decode(run.tokens))
         right += [place < len(said) and said[place] == word for place, word in enumerate(words)]
     share = layer_share(runs, lab.model.num_layers)
-    return Outcome(share, math.exp(-float(scored.mean())), statistics.fmean(agreed), statistics.fmean(right))
+    return Outcome(share, math.exp(-float(scored.double().mean())), statistics.fmean(agreed), statistics.fmean(right))
 
 
 def layer_share(runs: Sequence[Continuation], total: int) -> float:
@@ -173,7 +176,7 @@ def layer_share(runs: Sequence[Continuation], total: int) -> float:
 
 @experiment(
     "d3-depth-decay",
-    quick=Size(prompts=6, new_tokens=64, saving=0.16, skip_decode=False, curve=(), redundancy=False, sums=0),
+    quick=Size(prompts=6, new_tokens=56, saving=0.16, skip_decode=False, curve=(), redundancy=False, sums=0),
     full=Size(
         prompts=24,
         new_tokens=160,
@@ -187,8 +190,8 @@ def layer_share(runs: Sequence[Continuation], total: int) -> float:
 def EXPERIMENT(lab: Lab, size: Size) -> None:
     """Measure the premise, four ways at equal depth, the trade-off, and what becomes of lists."""
     source, chats = lab.chats(size.prompts // 2, new_tokens=size.new_tokens)
-    # A word of a list and its comma are two or three tokens.
-    copying = lists(lab, size.prompts - len(chats), size.new_tokens // 4)
+    # A line with a word is about four tokens.
+    copying = lists(lab, size.prompts - len(chats), size.new_tokens // 5)
     prompts = [*chats, *(prompt for prompt, _ in copying)]
     lab.setup |= {"prompts": f"{source}, {len(copying)} lists to copy"}
     with read_once(lab.model, prompts, leave=64 if size.redundancy else 1):
@@ -216,14 +219,16 @@ def _compare(lab: Lab, size: Size, prompts: Sequence[Sequence[int]], asked: Sequ
 
     lab.say("plain decoding")
     plain = texts(None)
-    _premise(lab, plain)
+    logs = [tail_log_probs(lab.model, run.prompt, run.tokens) for run in plain]
+    # Where a list ends the network has to find something else to say: only chats count.
+    _premise(lab, logs[: len(logs) - len(asked)])
     contenders: dict[str, Controller] = {"D3": decayed(alpha)}
     if size.redundancy:
         contenders["D3, most redundant first"] = decayed(alpha, "redundancy")
     contenders |= {
         way.name: way for way in ways(total, alpha, flexible, size.new_tokens)[: 3 if size.skip_decode else 2]
     }
-    own = judged(lab, plain, plain, asked)
+    own = judged(lab, plain, plain, asked, logs)
     found: dict[str, Outcome] = {}
     for name, controller in contenders.items():
         lab.say(name)
@@ -240,7 +245,9 @@ def _compare(lab: Lab, size: Size, prompts: Sequence[Sequence[int]], asked: Sequ
     spread = max(abs(outcome.share - mine.share) for outcome in found.values())
     lab.check("all ways run as many layers, within 0.02 of all (largest difference)", spread, spread <= 0.02)
     ratio = mine.perplexity / others[best].perplexity
-    lab.check(f"perplexity is the lowest of all ways, or tied within 2% (ratio to {best})", ratio, ratio <= 1.02)
+    lab.check(
+        f"perplexity is the lowest of all ways, or tied within 2% (ratio to {best})", ratio, ratio <= 1.02, ratio <= 1.1
+    )
     saved = 1 / mine.share
     lab.check("at least 1.15x fewer layers are run", saved, saved >= 1.15, saved > 1)
     lost = own.copied - mine.copied
@@ -261,12 +268,11 @@ def _compare(lab: Lab, size: Size, prompts: Sequence[Sequence[int]], asked: Sequ
         lab.note(f"Quick: {len(prompts)} texts of {size.new_tokens} tokens, without SkipDecode, curve and sums.")
 
 
-def _premise(lab: Lab, plain: Sequence[Continuation]) -> None:
-    """Whether the whole network finds later tokens of its text easier."""
-    logs = [tail_log_probs(lab.model, run.prompt, run.tokens).double() for run in plain]
+def _premise(lab: Lab, logs: Sequence[Tensor]) -> None:
+    """Whether the whole network finds later tokens of its text easier, by the log-probabilities of its texts."""
     quarter = len(logs[0]) // 4
     first, last = (
-        math.exp(-float(torch.cat([log[part] for log in logs]).mean()))
+        math.exp(-float(torch.cat([log[part] for log in logs]).double().mean()))
         for part in (slice(quarter), slice(-quarter, None))
     )
     lab.row("perplexity of the plain text: first quarter against last", first, last)

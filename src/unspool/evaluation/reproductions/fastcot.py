@@ -82,7 +82,7 @@ def _passes(runs: Sequence[Continuation]) -> float:
 
 @experiment(
     "fastcot",
-    quick=Size(48, (4, 8, 16), (0.2, 0.35, 0.5, 0.8), 2, 32),
+    quick=Size(32, (4, 8, 16), (0.2, 0.35, 0.5, 0.8), 2, 32),
     full=Size(200, (4, 8, 16), (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), 20, 96),
     model="guessed-sums",
 )
@@ -130,6 +130,10 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
         "The sums prove the mechanism, not the paper's numbers: the layout of their rationale is fixed, so that it is "
         "guessed far ahead. Large models read on past wrong tokens by themselves; a network of this size does only if "
         "it was trained with some, and the row of the other network shows what becomes of the method without that."
+    )
+    lab.note(
+        "A window has to reach the end of the rationale from where the passes have come. At the least budgets only the "
+        "wide ones do, so that there the choice of the window matters, as it does not above."
     )
     if lab.quick:
         lab.note("Quick: fewer problems and budgets; the full run asks 200.")

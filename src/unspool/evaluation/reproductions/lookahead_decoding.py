@@ -89,7 +89,7 @@ def _rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
 
 @experiment(
     "lookahead-decoding",
-    quick=Size(3, 36, ((3, 3, 3), JUDGED), 6, 56, _GRID, 3),
+    quick=Size(3, 40, ((3, 3, 3), JUDGED), 6, 56, _GRID, 3),
     full=Size(30, 128, _GRID, 40, 128, _GRID, 20),
 )
 def EXPERIMENT(lab: Lab, size: Size) -> None:

@@ -28,7 +28,7 @@ from unspool.models.load import load_model
 from unspool.training.corpora import stdlib
 from unspool.training.recipes import line_retrieval
 
-BLOCK, SINK, RETRIEVAL, WINDOW = 16, 2, 16, 4
+BLOCK, SINK, WINDOW = 16, 2, 4
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Size:
         prompts: files that are continued.
         length: tokens of each that are read.
         new_tokens: generated for each.
+        retrieval: blocks that are retrieved.
         partial_tokens: tokens on partial evidence between full rounds.
         reads: the most keys and values read that are asked for, as a share of full verification's.
         identity: tokens of the run in which all rounds are full; at most ``new_tokens``.
@@ -50,6 +51,7 @@ class Size:
     prompts: int
     length: int
     new_tokens: int
+    retrieval: int
     partial_tokens: int
     reads: float
     identity: int
@@ -70,7 +72,7 @@ def long_files(model: LanguageModel, count: int, length: int) -> list[list[int]]
     return found
 
 
-def policy(partial: int, retrieval: int = RETRIEVAL, window: int = WINDOW) -> SpecPV:
+def policy(partial: int, retrieval: int, window: int = WINDOW) -> SpecPV:
     """A policy with the sizes of this experiment."""
     return SpecPV(
         SpecPVSettings(
@@ -86,9 +88,10 @@ def policy(partial: int, retrieval: int = RETRIEVAL, window: int = WINDOW) -> Sp
 @experiment(
     "specpv",
     quick=Size(
-        prompts=1,
-        length=1536,
-        new_tokens=56,
+        prompts=2,
+        length=896,
+        new_tokens=40,
+        retrieval=8,
         partial_tokens=20,
         reads=0.6,
         identity=24,
@@ -100,6 +103,7 @@ def policy(partial: int, retrieval: int = RETRIEVAL, window: int = WINDOW) -> Sp
         prompts=8,
         length=4096,
         new_tokens=160,
+        retrieval=16,
         partial_tokens=20,
         reads=0.5,
         identity=160,
@@ -111,7 +115,7 @@ def policy(partial: int, retrieval: int = RETRIEVAL, window: int = WINDOW) -> Sp
 def EXPERIMENT(lab: Lab, size: Size) -> None:
     """Measure reads, agreement, perplexity, the limit of full rounds, and answers from retrieved lines."""
     prompts = long_files(lab.model, size.prompts, size.length)
-    budget = (SINK + RETRIEVAL + WINDOW) * BLOCK
+    budget = (SINK + size.retrieval + WINDOW) * BLOCK
     lab.setup |= {"prompts": "files of Python's standard library", "rows read in partial rounds": f"about {budget}"}
     lab.say(f"reading {len(prompts)} x {size.length} tokens")
     with read_once(lab.model, prompts):
@@ -121,7 +125,7 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
     lab.note("The draft is prompt lookup in place of EAGLE-3: the policy takes any drafter.")
     if lab.quick:
         lab.note(
-            f"Quick: {size.prompts} text of {size.length} tokens, where less can be saved than at the 4096 of the full "
+            f"Quick: {size.prompts} texts of {size.length} tokens, where less can be saved than at the 4096 of the full "
             f"run: reads are held to {size.reads} there instead of 0.5."
         )
 
@@ -133,7 +137,8 @@ def _continue(lab: Lab, size: Size, prompts: Sequence[Sequence[int]]) -> None:
         return decode_all(compose(lab.model, parts), prompts, new_tokens=tokens, stop_tokens=frozenset())
 
     lookup: list[str | Part] = ["prompt-lookup"]
-    mine, blind = policy(size.partial_tokens), policy(size.partial_tokens, 0, WINDOW + RETRIEVAL)
+    mine = policy(size.partial_tokens, size.retrieval)
+    blind = policy(size.partial_tokens, 0, WINDOW + size.retrieval)
     texts: dict[str, list[Continuation]] = {}
     for name, parts in {
         "plain decoding": [],
@@ -184,7 +189,7 @@ def _continue(lab: Lab, size: Size, prompts: Sequence[Sequence[int]]) -> None:
     same = agreement(lab.model, texts["plain decoding"], texts[against])
     lab.check("full verification gives the text of plain decoding", str(same), same.identical)
     lab.say("all rounds full")
-    none = run([*lookup, policy(0)], size.identity)
+    none = run([*lookup, policy(0, size.retrieval)], size.identity)
     first = [Continuation(r.prompt, r.tokens[: size.identity], r.statistics) for r in texts["plain decoding"]]
     same = agreement(lab.model, first, none)
     lab.check("with no partial round the text is that of plain decoding", str(same), same.identical)

@@ -33,12 +33,13 @@ from torch import Tensor
 
 from unspool.core.branch import Branch
 from unspool.core.cards import Card, Kind, settings
-from unspool.core.errors import WeightsError
+from unspool.core.errors import Incompatible, WeightsError
 from unspool.core.learned import Learned
 from unspool.core.model import Cache, Capability, LanguageModel
 from unspool.core.registry import register
 from unspool.core.sockets import Budget, Controller, Draft, Observation, Setup
 from unspool.core.tree import ROOT, TokenTree
+from unspool.models.conversation import Conversation
 from unspool.models.costs import PassCosts, pass_costs
 from unspool.models.kv import KVCache, KVPool
 from unspool.models.memory import BudgetExceeded, Counted, Footprint, Ledger, readable
@@ -157,9 +158,12 @@ class SpecMemo(Controller):
         return {self.card.slug: self.places}
 
     def bind(self, setup: Setup) -> None:
+        self._all_logits = setup.observes_prompt
         self.sizes: Footprint = cast(Counted, setup.target).footprint(self.settings.block)
         if self.settings.costs == "measured" and self.settings.nodes:
-            self._costs = pass_costs(setup.target)
+            model = setup.target
+            # A conversation is one text, in which nothing can be tried out.
+            self._costs = pass_costs(model.model if isinstance(model, Conversation) else model)
 
     # -- memory ----------------------------------------------------------------------------------------------------
 
@@ -167,8 +171,14 @@ class SpecMemo(Controller):
         self.chunk = self._chunk(len(prompts), max(map(len, prompts)))
         with cast(Counted, model).counted(Ledger(self.settings.budget), self.settings.block):
             begun = model.start(prompts)
-        # Of a conversation that goes on, the ledger is that of its beginning.
-        self.ledger = _pool(begun[0][0]).ledger or self.ledger
+        # Of a conversation that goes on, the cache and its ledger are those of its beginning.
+        ledger = _pool(begun[0][0]).ledger
+        if ledger is None:
+            raise Incompatible(
+                f"{self.card.slug}: the conversation began without it, and nobody counted its cache: close it first"
+            )
+        ledger.limit = self.settings.budget
+        self.ledger = ledger
         return begun
 
     def _chunk(self, rows: int, longest: int) -> int:
@@ -180,7 +190,7 @@ class SpecMemo(Controller):
         chunk = _LARGEST_CHUNK
         while not self.fits(longest, rows=rows, width=min(chunk, longest)):
             if chunk == 1:
-                needed = self.sizes.peak(rows, longest, 1, 1, max(longest - 1, 0))
+                needed = self.sizes.peak(rows, longest, 1, 1, self.sizes.room(longest - 1))
                 raise BudgetExceeded(
                     f"{self.card.slug}: the budget is {readable(self.settings.budget or 0)}, and {rows} prompts of up "
                     f"to {longest} tokens need {readable(needed)} even without drafts: raise the budget, shorten the "
@@ -194,7 +204,8 @@ class SpecMemo(Controller):
         without drafts; asked before the turn of a conversation."""
         limit = self.settings.budget
         held = self.sizes.room(max(tokens - width, 0))
-        return limit is None or self.sizes.peak(rows, tokens, width, 1, held) <= limit
+        places = width if self._all_logits else 1
+        return limit is None or self.sizes.peak(rows, tokens, width, places, held) <= limit
 
     def predicted(self, nodes: int, branches: Sequence[Branch]) -> int:
         """Bytes that the next pass holds at most, if each of these branches brings a tree of ``nodes`` nodes."""
@@ -204,7 +215,8 @@ class SpecMemo(Controller):
         pending = [len(branch.tokens) - branch.cache.length for branch in branches]
         ends = [len(branch.tokens) + size for branch, size in zip(branches, sizes, strict=True)]
         width = max(new + size for new, size in zip(pending, sizes, strict=True))
-        return self.sizes.peak(len(pool.owners), max(ends), width, 1 + max(sizes), pool.room)
+        places = width if self._all_logits else 1 + max(sizes)
+        return self.sizes.peak(len(pool.owners), max(ends), width, places, pool.room)
 
     def affordable(self, branches: Sequence[Branch]) -> int:
         """Nodes of the largest tree that each of these branches, which are decoded side by side, may bring."""

@@ -258,8 +258,8 @@ def _built(texts: Texts, tokenizer: Any, vocab_size: int, who: str, kind: type[I
 # -- what the model says ------------------------------------------------------------------------------------------
 
 
-def own_answers(target: LanguageModel) -> list[list[int]]:
-    """What the model answered greedily to prompts of its own, token ids, if ``unspool train`` has recorded it; else
+def own_answers(target: LanguageModel) -> list[tuple[list[int], list[int]]]:
+    """Pairs of a prompt and what the model answered greedily, token ids, if ``unspool train`` has recorded them; else
     nothing. Only the packaged SmolLM2 has such a recipe.
 
     Raises:
@@ -273,4 +273,7 @@ def own_answers(target: LanguageModel) -> list[list[int]]:
         tokens, offsets, prompts = (arrays[name].tolist() for name in ("tokens", "offsets", "prompts"))
     except (OSError, KeyError, SafetensorError) as error:
         raise WeightsError(f"{path} holds no answers of a model, or is damaged: {error}") from error
-    return [tokens[start + length : end] for start, end, length in zip(offsets[:-1], offsets[1:], prompts, strict=True)]
+    return [
+        (tokens[start : start + length], tokens[start + length : end])
+        for start, end, length in zip(offsets[:-1], offsets[1:], prompts, strict=True)
+    ]

@@ -176,12 +176,13 @@ def sequence_count(first: Sequence[float], pair: float, most: int) -> int:
         most: tokens in all.
 
     Returns:
-        One, and one for each runner-up in turn that is likelier than the pair; rounded down to a divisor of ``most``.
+        One, and one for each runner-up in turn that is likelier than the pair; rounded down to a divisor of ``most``
+        that leaves each at least two tokens, because a single one is checked by the target's own and leaves no tail.
     """
     count = 1
     while count < len(first) and first[count] > pair:
         count += 1
-    return max(number for number in range(1, count + 1) if most % number == 0)
+    return max(number for number in range(1, count + 1) if number == 1 or (most % number == 0 and most >= 2 * number))
 
 
 class _Sequences(DraftModelDrafter):

@@ -200,7 +200,7 @@ class Aded(Drafter):
             texts = read_texts(chosen.corpus, "aded", total_bytes=chosen.corpus_megabytes * 1_000_000)
             table.restore(index(texts, target.tokenizer, target.vocab_size, "aded", TrigramTable).arrays())
         if chosen.answers:
-            for answer in own_answers(target):
+            for _, answer in own_answers(target):
                 table.learn(answer, chosen.weight)
         return table
 

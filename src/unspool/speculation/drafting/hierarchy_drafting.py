@@ -191,7 +191,7 @@ class HierarchyDrafting(Drafter):
         answers = own_answers(target)
         if not answers:
             self.notes.append(f"no answers of {target.name} are at hand to count its habits in: that database is empty")
-        return count_habits(answers, ngram=self.settings.ngram, recent=self.settings.recent)
+        return count_habits((answer for _, answer in answers), ngram=self.settings.ngram, recent=self.settings.recent)
 
     # -- proposing ------------------------------------------------------------------------------------------------
 

@@ -2,8 +2,8 @@
 
 A text is a number of lines ``line ab12: REGISTER 483`` and a question ``ask ab12``, whose answer is what that line
 says, ``: REGISTER 483``. A line is four tokens, and key and value are one each. The network is trained on texts that
-grow longer while it learns, with several questions behind each, and only the answers count; one head begins as one that
-looks at the token before.
+grow longer while it learns, with several questions behind each, and only the answers count. One of its heads begins as
+one that looks at the token before.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from unspool.core.cards import settings
 from unspool.training import quality
@@ -74,7 +74,7 @@ class LineRetrievalSettings:
     values: Annotated[int, Field(ge=2, le=900, description="values of lines")] = 200
     most_lines: Annotated[int, Field(ge=2, le=200, description="of a text at the end of the training")] = 180
     layers: Annotated[int, Field(ge=2, description="of the network")] = 2
-    hidden: Annotated[int, Field(ge=16, multiple_of=16, description="width")] = 128
+    hidden: Annotated[int, Field(ge=32, multiple_of=32, description="width")] = 128
     mlp: Annotated[int, Field(ge=1, description="inner width of the MLPs")] = 256
     tokens: Annotated[int, Field(ge=64, description="of a step, about")] = 1536
     steps: Annotated[int, Field(ge=1, description="updates of the weights")] = 1000
@@ -157,6 +157,43 @@ class Curriculum:
         return torch.stack([start, self.names[key], self.numbers[value], end], -1).flatten(1)
 
 
+def network(chosen: LineRetrievalSettings, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """The network before its training; heads are 32 wide."""
+    heads = max(chosen.hidden // 32, 1)
+    model = llama(
+        vocabulary=len(tokenizer),
+        layers=chosen.layers,
+        hidden=chosen.hidden,
+        mlp=chosen.mlp,
+        heads=heads,
+        kv_heads=heads,
+        context=CONTEXT,
+        end=tokenizer.eos_token_id,
+        seed=chosen.seed,
+    )
+    look_alike(model, chosen.seed)
+    look_back(model)
+    return model
+
+
+@torch.no_grad()
+def look_alike(model: PreTrainedModel, seed: int) -> None:
+    """Let all heads begin as ones that look at tokens like their own, and copy what they see.
+
+    Queries equal keys, and what a head writes is what it read, in its part of the space. In the manner of Trockman and
+    Kolter, Mimetic Initialization of Self-Attention Layers, 2023.
+    """
+    base: Any = model.base_model
+    rng = torch.Generator().manual_seed(seed)
+    base.embed_tokens.weight.mul_(4)
+    for layer in base.layers:
+        attention = layer.self_attn
+        for first, second in ((attention.q_proj, attention.k_proj), (attention.v_proj, attention.o_proj)):
+            turned = torch.linalg.qr(torch.randn(first.weight.shape, generator=rng)).Q
+            first.weight.copy_(turned)
+            second.weight.copy_(turned if second is attention.k_proj else turned.T)
+
+
 @torch.no_grad()
 def look_back(model: PreTrainedModel, sharpness: float = 80.0) -> None:
     """Let the first head of the first layer begin as one that looks at the token before.
@@ -207,17 +244,7 @@ def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, asked: 
 def RECIPE(chosen: LineRetrievalSettings, bench: Bench) -> Quality:
     """Train on texts that grow, and ask for one line in texts of several lengths."""
     tokenizer = make_tokenizer(chosen)
-    model = llama(
-        vocabulary=len(tokenizer),
-        layers=chosen.layers,
-        hidden=chosen.hidden,
-        mlp=chosen.mlp,
-        heads=chosen.hidden // 16 // 2,
-        kv_heads=chosen.hidden // 16 // 2,
-        context=CONTEXT,
-        end=tokenizer.eos_token_id,
-        seed=chosen.seed,
-    )
+    model = network(chosen, tokenizer)
     lengths = sorted({max(2, chosen.most_lines * part // 6) for part in (1, 2, 3, 4, 5, 6)})
 
     def watch() -> str:
@@ -226,7 +253,6 @@ def RECIPE(chosen: LineRetrievalSettings, bench: Bench) -> Quality:
             for lines in (lengths[0], lengths[-1])
         )
 
-    look_back(model)
     curriculum = Curriculum(chosen, tokenizer)
     learned = train(
         model,

@@ -40,7 +40,7 @@ class StdlibLayerskipSettings:
     exit_scale: Annotated[float, Field(ge=0, description="weight of the early exits' losses")] = 0.3
     steps: Annotated[int, Field(ge=1, description="updates of the weights")] = 1600
     learning_rate: Annotated[float, Field(gt=0, description="at its peak")] = 3e-3
-    minutes: Annotated[float, Field(gt=0, description="limit of time")] = 10.0
+    minutes: Annotated[float, Field(gt=0, description="limit of time")] = 15.0
 
 
 @recipe(
