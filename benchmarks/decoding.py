@@ -1,6 +1,7 @@
 """How fast the methods decode on this machine, next to plain decoding in the same run.
 
     python benchmarks/decoding.py --model smollm2-135m --methods plain,prompt-lookup,token-recycling,auto --prompts 8
+    python benchmarks/decoding.py --draft smollm2-draft --methods plain,opt-tree:nodes=8 --markdown
     python benchmarks/decoding.py --costs
 
 Every prompt is answered by all methods in turn before the next one comes, so that a machine that gets slower or faster
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 
 from unspool.core.errors import InvalidInput, UnspoolError
+from unspool.core.registry import registry
 from unspool.engine import Engine, load
 from unspool.evaluation.reproductions._common import Continuation, Lab, agreement, decode_all
 from unspool.models.costs import measure as costs
@@ -72,12 +74,19 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
     return slug, settings
 
 
-def measure(engine: Engine, prompts: Sequence[Sequence[int]], methods: Sequence[str], new_tokens: int) -> list[Result]:
-    """Answer every prompt but the first, which is for warming up, by every method."""
+def measure(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    methods: Sequence[str],
+    new_tokens: int,
+    draft: str | None = None,
+) -> list[Result]:
+    """Answer every prompt but the first, which is for warming up, by every method; ``draft`` is for those that ask."""
     made = {}
     for text in methods:
         slug, settings = parse_method(text)
-        made[text] = engine.compose(slug, settings=settings)
+        asks = any(registry[part.strip()].card.models for part in slug.split("+"))
+        made[text] = engine.compose(slug, settings=settings, draft=draft if asks else None)
     runs: dict[str, list[Continuation]] = {text: [] for text in methods}
     order = list(methods)
     for number, prompt in enumerate(prompts):
@@ -117,6 +126,31 @@ def _decoding_rate(run: Continuation) -> float:
     return (count.tokens - 1) / spent if count.tokens > 1 and spent > 0 else count.tokens_per_second
 
 
+def _plain_table(results: Sequence[Result]) -> list[str]:
+    head = f"{'method':34s} {'tok/s':>7s} {'ratio':>6s} {'fwd/tok':>8s} {'tok/step':>8s} {'drafting':>8s}  output"
+    return [head] + [
+        f"{r.method:34s} {r.tokens_per_second:7.1f} {r.ratio:6.2f} {r.forwards_per_token:8.3f} "
+        f"{r.tokens_per_step:8.2f} {100 * r.draft_share:7.1f}%  {r.agreement}"
+        for r in results
+    ]
+
+
+def _markdown(results: Sequence[Result], told: dict[str, Any]) -> list[str]:
+    how = f"{told['model']}, {told['dtype']}, {told['threads']} threads on {told['machine']}"
+    what = f"{told['count']} prompts of {told['prompts']}, {told['new_tokens']} new tokens, greedy, batch 1"
+    lines = [
+        f"{how}; {what}; medians over prompts, in one run.",
+        "",
+        "| method | tokens/s | against plain | target forwards a token | tokens a step | time spent on drafting |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    return lines + [
+        f"| `{r.method}` | {r.tokens_per_second:.1f} | {r.ratio:.2f} | {r.forwards_per_token:.2f} | "
+        f"{r.tokens_per_step:.2f} | {100 * r.draft_share:.0f}% |"
+        for r in results
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -127,6 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=None, help="of torch; the default is one for each core")
     parser.add_argument("--data", type=Path, default=None, help="a folder (or file) with spec_bench.jsonl")
+    parser.add_argument("--draft", default=None, help="a draft model, for the methods that need one")
+    parser.add_argument("--markdown", action="store_true", help="print a table for documents")
     parser.add_argument("--costs", action="store_true", help="time passes over k tokens instead")
     parser.add_argument("--widths", default=",".join(map(str, WIDTHS)), help="with --costs: the values of k")
     parser.add_argument("--context", type=int, default=256, help="with --costs: cached tokens")
@@ -160,15 +196,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             methods = [method.strip() for method in options.methods.split(",") if method.strip()]
             lab = Lab(engine, "benchmark", data=options.data)
             source, prompts = lab.chats(options.prompts + 1, new_tokens=options.new_tokens)
-            results = measure(engine, prompts, methods, options.new_tokens)
+            results = measure(engine, prompts, methods, options.new_tokens, options.draft)
             told |= {"prompts": source, "count": len(prompts) - 1, "new_tokens": options.new_tokens}
             told["results"] = [asdict(result) for result in results]
-            lines = [f"{'method':28s} {'tok/s':>7s} {'ratio':>6s} {'fwd/tok':>8s} {'tok/step':>8s}  output"]
-            lines += [
-                f"{r.method:28s} {r.tokens_per_second:7.1f} {r.ratio:6.2f} {r.forwards_per_token:8.3f} "
-                f"{r.tokens_per_step:8.2f}  {r.agreement}"
-                for r in results
-            ]
+            lines = _markdown(results, told) if options.markdown else _plain_table(results)
     except (UnspoolError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=None, help="of torch; the default is one for each core")
     parser.add_argument("--profile", action="store_true", help="also list the functions that take the most time")
+    parser.add_argument("--markdown", action="store_true", help="print a table for documents")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     try:
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     profiler.disable()
     del model._forward
 
-    told = {
+    told: dict[str, Any] = {
         "method": options.method,
         "threads": torch.get_num_threads(),
         "steps": steps,
@@ -99,6 +100,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     if options.json:
         print(json.dumps(told, indent=2))
+    elif options.markdown:
+        print(f"{options.model}, {torch.get_num_threads()} threads, {steps} steps of `{options.method}`:\n")
+        print("| " + " | ".join(name.replace("_", " ") for name in list(told)[3:]) + " |")
+        print("| " + " | ".join("---" for _ in list(told)[3:]) + " |")
+        cells = [f"{value:.1f}" for name, value in list(told.items())[3:-1]] + [f"{100 * told['overhead']:.1f}%"]
+        print("| " + " | ".join(cells) + " |")
     else:
         for name, value in told.items():
             print(f"{name:24s} {value:.3f}" if isinstance(value, float) else f"{name:24s} {value}")

@@ -63,7 +63,7 @@ def test_ucb_follows_its_formula() -> None:
 
 
 def test_exp3_withstands_an_adversary_that_fools_ucb() -> None:
-    """The rewards are fixed beforehand: 0 for the arm that UCB is going to pull, which follows from its rule, else 1."""
+    """Rewards are fixed beforehand: 0 for the arm that UCB is going to pull, which follows from its rule, else 1."""
     rng = torch.Generator().manual_seed(0)
     bandit, traps = UCB(2, 0.5), []
     for _ in range(3000):

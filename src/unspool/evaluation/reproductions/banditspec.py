@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -135,10 +136,10 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
 
     kinds = _prompts(lab, size.prompts)
     lab.setup |= {"kinds": list(kinds), "prompts": size.prompts, "arms": list(ARMS), "sampler": "greedy"}
-    made = {arm: ("banditspec", {"arms": (arm,)}) for arm in ARMS}
-    made["UCBSpec"] = ("banditspec", {"arms": ARMS, "scope": "model"})
-    made["EXP3Spec"] = ("banditspec", {"arms": ARMS, "scope": "model", "bandit": "exp3"})
-    compositions = {name: compose(lab.model, slug, settings=values) for name, (slug, values) in made.items()}
+    made: dict[str, dict[str, Any]] = {arm: {"arms": (arm,)} for arm in ARMS}
+    made["UCBSpec"] = {"arms": ARMS, "scope": "model"}
+    made["EXP3Spec"] = {"arms": ARMS, "scope": "model", "bandit": "exp3"}
+    compositions = {name: compose(lab.model, "banditspec", settings=values) for name, values in made.items()}
     plain = compose(lab.model)
     rounds: dict[str, dict[str, int]] = {name: {} for name in made}
     same = True

@@ -114,7 +114,7 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
     shape: dict[str, Any] = {"width": size.width, "depth": size.depth}
     rates = rank_rates(pair, None, pair.prompts(16, length=size.length, skip=size.prompts), 24)
     nodes = size.width * size.depth
-    decided = {"decision": size.decision, "threshold": size.threshold}
+    decided: dict[str, Any] = {"decision": size.decision, "threshold": size.threshold}
     made: dict[str, Composition] = {
         "plain": pair.composed([]),
         "chain": pair.composed("draft-model", tokens=size.depth),

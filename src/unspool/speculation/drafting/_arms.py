@@ -49,9 +49,10 @@ class Arms(Drafter):
         for name in self.names:
             slug, values = parse_arm(name)
             method = registry[slug]
-            if method.card.kind is not Kind.DRAFTER or issubclass(method.cls, Arms):
+            made: Any = method.cls
+            if method.card.kind is not Kind.DRAFTER or issubclass(made, Arms):
                 raise InvalidInput(f"{who}: arm {slug!r} is not a drafter of its own; name one, such as prompt-lookup")
-            self.arms.append(method.cls(make_settings(method.settings, values, slug)))
+            self.arms.append(made(make_settings(method.settings, values, slug)))
         kinds = {arm.proposal for arm in self.arms} - {Proposal.POINT}
         if len(kinds) > 1:
             raise Incompatible(
