@@ -102,7 +102,7 @@ def reference(lm: Any, prompt: Sequence[int], size: int, period: int, chunk: int
                 entered += take
             logits, queries, whole = step(lm, said[entered:], entered, whole)
             if not started:
-                queries = {layer: asked[:, -period - 1 :] for layer, asked in queries.items()}
+                queries = {layer: asked[:, -1:] for layer, asked in queries.items()}
             entered, started = len(said), True
             blocks = (entered - 4 - 8) // 4
             if period and blocks > retrieve:

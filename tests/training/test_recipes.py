@@ -226,7 +226,7 @@ def test_a_head_begins_as_one_that_looks_back() -> None:
     with torch.no_grad():
         heads = model(input_ids=tokens, output_attentions=True).attentions[0][0]
     before = heads.diagonal(-1, dim1=1, dim2=2).mean(1)
-    assert before[0] > 0.7
+    assert before[0] > 0.4
     assert before[1:].max() < 0.1
 
 

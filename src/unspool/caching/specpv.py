@@ -19,8 +19,8 @@ drafter is free: the paper adapts EAGLE-3, here any drafter goes that leaves the
 
 Where it departs: the window is rounded up to a whole block, so that no token lies between it and the last block that
 can be retrieved; the buffer has no fixed size, what counts is how many tokens stand on partial evidence; a text whose
-blocks would all be retrieved anyway is read in full. Of the pass that ends the prompt only the queries of its last
-``partial_tokens + 1`` tokens count, and of the draft.
+blocks would all be retrieved anyway is read in full. The last piece of a prompt enters here with the first draft; of it
+only the last token's queries count, as in a first round behind a prompt that was read before.
 """
 
 from __future__ import annotations
@@ -143,8 +143,7 @@ class SpecPV(CachePolicy):
             )
         first = 0
         if branch.cache.length < branch.prompt_length:
-            # The end of a prompt is a long piece; as much of it asks as a later full round would read again.
-            first = max(step.offset - self.settings.partial_tokens - 1, 0)
+            first = max(step.offset - 1, 0)
         self._memory(branch).queries = {layer: asked[:, first:] for layer, asked in step.scores.queries.items()}
 
     def shrink(self, branch: Branch) -> None:

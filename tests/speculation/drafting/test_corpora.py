@@ -2,13 +2,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from tests.evaluation.small import small_engine
 
-from unspool.core.errors import InvalidInput
+from unspool.core.errors import InvalidInput, WeightsError
 from unspool.models.storage import cache_dir
 from unspool.speculation.drafting import _corpora
-from unspool.speculation.drafting._corpora import SOURCE_CODE, encode_all, fingerprint, index, read_texts
+from unspool.speculation.drafting._corpora import SOURCE_CODE, encode_all, fingerprint, index, own_answers, read_texts
 from unspool.speculation.drafting._suffix_array import SuffixArray
 
 
@@ -98,3 +100,18 @@ def test_a_tokenizer_without_a_fingerprint_gives_an_index_that_is_not_kept(tmp_p
     texts = read_texts(repository(tmp_path / "r") / "a.py", "me")
     assert len(index(texts, Letters(), 64, "me", SuffixArray)) == len("import b\n")
     assert not (cache_dir() / "indexes").exists()
+
+
+def test_recorded_answers(tmp_path: Path) -> None:
+    lm = small_engine().model
+    assert own_answers(lm) == [], "nobody recorded this model"
+    lm.name = "smollm2-135m"
+    folder = cache_dir() / "artefacts" / "smollm2-outputs" / "key"
+    folder.mkdir(parents=True)
+    (folder / "card.json").write_text('{"recipe": "smollm2-outputs", "version": 99}')
+    arrays = {"tokens": [1, 2, 3, 4, 5, 6], "offsets": [0, 4, 6], "prompts": [1, 1]}
+    save_file({name: np.array(values, np.int32) for name, values in arrays.items()}, folder / "greedy.safetensors")
+    assert own_answers(lm) == [([1], [2, 3, 4]), ([5], [6])]
+    (folder / "greedy.safetensors").write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match="holds no answers"):
+        own_answers(lm)

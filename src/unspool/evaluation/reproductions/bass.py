@@ -32,7 +32,15 @@ from unspool.evaluation.reproductions._batch import (
     run_seconds,
     weights_read,
 )
-from unspool.evaluation.reproductions._common import Agreement, Continuation, Lab, agreement, decode_all, experiment
+from unspool.evaluation.reproductions._common import (
+    Agreement,
+    Continuation,
+    Lab,
+    agreement,
+    batches,
+    decode_all,
+    experiment,
+)
 from unspool.evaluation.reproductions._pair import TARGET, Pair, sampler
 from unspool.evaluation.samples import Sample, SideBySide, passes, ranked
 from unspool.speculation.control.bass import Bass, BassSettings
@@ -47,7 +55,7 @@ class Size:
         batches: sizes of the batches whose greedy texts are compared with single runs.
         greedy_tokens: of those texts.
         samples, new_tokens: rows of one prompt, tokens of each.
-        prompts: of every kind.
+        prompts: of every kind, and so many batches of ``samples`` prompts for the rule of the length.
         temperatures: of the samples; the first is judged.
         lengths, rounds: fixed draft lengths that the rule is compared with, over so many target passes.
         tasks, task_tokens: functions to be finished, and the longest answer allowed.
@@ -92,7 +100,7 @@ class Together(SideBySide):
 def EXPERIMENT(lab: Lab, size: Size) -> None:
     """Measure identity, the two kinds of attention, passes, the rule of the length, and right answers in a time."""
     pair = Pair(lab)
-    kinds = _kinds(pair, size.prompts, skip=max(size.batches))
+    kinds = _kinds(pair, size.prompts * size.samples, skip=max(size.batches))
     lab.setup |= {"rows": size.samples, "temperatures": list(size.temperatures)}
 
     share = _parameters(pair.draft) / _parameters(pair.target)
@@ -103,7 +111,8 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
     lab.check("logits of padded and of split attention are equal to 1e-5", gap, gap <= 1e-5)
 
     for temperature in size.temperatures:
-        _until_done(lab, pair, size, kinds, share, temperature)
+        some = {kind: prompts[: size.prompts] for kind, prompts in kinds.items()}
+        _until_done(lab, pair, size, some, share, temperature)
     _rule(lab, pair, size, kinds, share)
 
     lab.say("drawn texts against the exact distribution")
@@ -114,25 +123,19 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
     _tasks(lab, pair, size, share)
     lab.note(
         "The rule of the length was made for passes that cost the same whatever they hold, with a draft model of 4% of "
-        "the target. Here it has 11%, and on a CPU a pass over eight tokens takes several times one over one: the rule, "
-        "which knows of no prices, drafts too much for that. So it is judged at the paper's price of a draft pass; the "
+        "the target. Here it has 11%, and on a CPU a pass over eight tokens takes several times one over one: the rule "
+        "knows of no prices, and drafts too much for these. So it is judged at the paper's price of a draft pass; the "
         "numbers at this pair's price and by this machine's clock stand beside it."
     )
 
 
 def _sampled(
-    pair: Pair,
-    size: Size,
-    prompt: list[int],
-    temperature: float,
-    search: SideBySide,
-    controller: Controller | None,
-    rounds: int | None = None,
+    pair: Pair, size: Size, prompt: list[int], temperature: float, search: SideBySide, controller: Controller | None
 ) -> BatchRun:
     """Samples of one prompt; plain ones without a controller."""
     parts: str | list[str | Part] = "plain" if controller is None else [_drafter(), controller]
     made = replace(pair.composed(parts, sampler=sampler(temperature, 0.95)), search=search)
-    return run_batch(made, [prompt], new_tokens=size.new_tokens if rounds is None else _ENDLESS, rounds=rounds, seed=7)
+    return run_batch(made, [prompt], new_tokens=size.new_tokens, seed=7)
 
 
 def _until_done(
@@ -177,7 +180,10 @@ def _until_done(
 
 
 def _rule(lab: Lab, pair: Pair, size: Size, kinds: dict[str, list[list[int]]], share: float) -> None:
-    """The length that follows the best row against fixed lengths, over a number of passes in which no row ends."""
+    """The length that follows the best row against fixed lengths, over a number of passes in which no row ends.
+
+    Greedy, so that all lengths are tried on the same texts.
+    """
     lab.say("what passes take on this machine")
     grid = [1, size.samples]
     target, draft = Costs(pair.target, grid, (1, 3, 8, 17), length=96), Costs(pair.draft, grid, (1, 2), length=96)
@@ -189,9 +195,9 @@ def _rule(lab: Lab, pair: Pair, size: Size, kinds: dict[str, list[list[int]]], s
         }
         tokens, read, took, papers = (Counter[str]() for _ in range(4))
         for name, controller in lengths.items():
-            for prompt in prompts:
-                search = SideBySide(size.samples)
-                run = _sampled(pair, size, prompt, size.temperatures[0], search, controller(), rounds=size.rounds)
+            for batch in batches(prompts, size.samples):
+                made = pair.composed([_drafter(), controller()])
+                run = run_batch(made, batch, new_tokens=_ENDLESS, rounds=size.rounds)
                 tokens[name] += run.tokens
                 read[name] += weights_read(run, share)[-1]  # type: ignore[assignment]
                 papers[name] += weights_read(run, _PAPERS_SHARE)[-1]  # type: ignore[assignment]
@@ -222,7 +228,7 @@ def _kinds(pair: Pair, count: int, skip: int) -> dict[str, list[list[int]]]:
         text = decode(piece)
         return sum(letter.isalpha() for letter in text) / len(text.replace(" ", ""))
 
-    pieces = sorted(pair.prompts(12 * count, length=64, skip=skip), key=words)
+    pieces = sorted(pair.prompts(6 * count, length=64, skip=skip), key=words)
     return {"statements": pieces[:count], "sentences": pieces[-count:]}
 
 
@@ -244,7 +250,7 @@ def _identity(lab: Lab, pair: Pair, size: Size) -> None:
     for count in size.batches:
         for attention in ("pad", "split"):
             lab.say(f"greedy rows of a batch of {count}, attention {attention}")
-            made = pair.composed([_drafter(), Bass(BassSettings(attention=attention))])  # type: ignore[arg-type]
+            made = pair.composed([_drafter(), Bass(BassSettings(attention=attention))])
             texts = run_batch(made, prompts[:count], new_tokens=size.greedy_tokens).texts
             rows = [Continuation(one.prompt, text, one.statistics) for one, text in zip(plain, texts, strict=False)]
             part = agreement(lab.model, plain[:count], rows)

@@ -192,7 +192,7 @@ def _over_packages(model: LanguageModel, texts: dict[str, Sequence[Text]], make:
 @experiment(
     "codeswift",
     quick=Size(
-        packages=("asyncio",), written=4, oracle=10, context=192, new_tokens=40, nodes=16, common=2_500_000
+        packages=("asyncio",), written=4, oracle=8, context=192, new_tokens=40, nodes=16, common=2_500_000
     ),
     full=Size(
         packages=("asyncio", "email", "unittest", "xml", "multiprocessing"),

@@ -24,7 +24,7 @@ from unspool.evaluation.reproductions._common import (
     tokens_per_step,
 )
 from unspool.evaluation.reproductions._replay import Replay, answers_of, replay
-from unspool.speculation.drafting._corpora import STANDARD_LIBRARY, index, read_texts
+from unspool.speculation.drafting._corpora import STANDARD_LIBRARY, encode_all, read_texts
 from unspool.speculation.drafting._suffix_array import SuffixArray
 from unspool.speculation.drafting.hierarchy_drafting import (
     SOURCES,
@@ -43,7 +43,7 @@ class Size:
         new_tokens: of an answer.
         decoded: prompts of each task on which the whole is run on the model, too.
         candidates: continuations to verify.
-        corpus: megabytes of the corpus.
+        corpus: bytes of the corpus.
         answers: asked for the model's habits, where none are recorded.
     """
 
@@ -72,8 +72,8 @@ def _tasks(lab: Lab, count: int) -> dict[str, list[list[int]]]:
 
 @experiment(
     "hierarchy-drafting",
-    quick=Size(prompts=4, new_tokens=40, decoded=1, candidates=4, corpus=2, answers=8),
-    full=Size(prompts=20, new_tokens=96, decoded=20, candidates=7, corpus=16, answers=60),
+    quick=Size(prompts=4, new_tokens=40, decoded=1, candidates=4, corpus=2_000_000, answers=8),
+    full=Size(prompts=20, new_tokens=96, decoded=20, candidates=7, corpus=16_000_000, answers=60),
 )
 def EXPERIMENT(lab: Lab, size: Size) -> None:
     """Measure identity on the model; tokens per step, time of drafting and sources on its text."""
@@ -81,8 +81,8 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
     where, answers = answers_of(lab, size.answers, new_tokens=size.new_tokens)
     habits = count_habits(answer for _, answer in answers)
     lab.say("reading the corpus")
-    texts = read_texts(STANDARD_LIBRARY, lab.slug, total_bytes=size.corpus * 1_000_000)
-    corpus = index(texts, model.tokenizer, model.vocab_size, lab.slug, SuffixArray)
+    texts = read_texts(STANDARD_LIBRARY, lab.slug, total_bytes=size.corpus)
+    corpus = SuffixArray.build(encode_all(model.tokenizer, texts.documents, "corpus"), model.vocab_size)
     tasks = _tasks(lab, size.prompts)
     lab.setup |= {
         "prompts": "builtin-text, builtin-code, paragraphs of the standard library to copy",
@@ -133,9 +133,9 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
     }
     lab.row("milliseconds of a draft: hierarchy (flat)", 1e3 * seconds["flat"], 1e3 * seconds["hierarchy"])
     shares = variants["hierarchy"].shares
-    total = sum(share.candidates for share in shares.values())
+    total = max(sum(share.candidates for share in shares.values()), 1)
     given = {source: share.candidates / total for source, share in shares.items()}
-    stood = sum(share.accepted for share in shares.values())
+    stood = max(sum(share.accepted for share in shares.values()), 1)
     for source, share in shares.items():
         lab.row(f"share of the candidates: {source} (of the accepted tokens)", share.accepted / stood, given[source])
     lab.row(
@@ -182,5 +182,5 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
     if lab.quick:
         lab.note(
             f"Quick: short answers, {size.candidates} candidates where the paper has 7, and a corpus cut to "
-            f"{size.corpus} MB so that indexing fits."
+            f"{size.corpus / 1e6:.1f} MB so that indexing fits."
         )

@@ -12,7 +12,7 @@ import mmap
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,9 @@ from unspool.models.transformers_lm import TransformersModel
 
 TEMPERATURE, TOP_P = 0.6, 0.9
 _PAGE = 4096
+_BYTES_A_SECOND = 20e6
+"""Of the slow disk: a pass over the small target's 6.5 MB then takes about a hundred times as long as one of its draft
+model. Of a 70B target behind a bus of a few GB/s and a 7B draft model on the GPU it is hundreds."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Size:
         beams: leaves that one pass of the draft model expands.
         greedy: sizes for which the text is compared with plain greedy decoding.
         draws: continuations by which sampling is judged.
-        offloaded: texts that are continued with weights on the disk; none: that part is left out.
+        offloaded: texts that are continued with weights on the disk; with none that part is left out.
         offloaded_nodes: size of the tree there.
     """
 
@@ -65,7 +68,7 @@ class Size:
 @experiment(
     "specexec",
     quick=Size(
-        prompts=24,
+        prompts=20,
         length=32,
         new_tokens=24,
         nodes=(8, 16, 32, 64, 128),
@@ -87,7 +90,7 @@ class Size:
         beams=8,
         greedy=(8, 64, 256),
         draws=4000,
-        offloaded=8,
+        offloaded=4,
         offloaded_nodes=64,
     ),
     model=TARGET,
@@ -169,11 +172,16 @@ def _greedy(lab: Lab, pair: Pair, size: Size, prompts: list[list[int]]) -> None:
 
 
 @contextmanager
-def layers_on_disk(model: TransformersModel, folder: Path) -> Iterator[int]:
+def layers_on_disk(model: TransformersModel, folder: Path, bytes_a_second: float | None = None) -> Iterator[int]:
     """Keep the layers of ``model`` in a file, from which each is read anew, past the page cache, whenever it runs.
 
-    All layers share one buffer, so that memory holds a single one. Yields the bytes that a pass reads. The model is of
-    no use afterwards.
+    All layers share one buffer, so that memory holds a single one. The model is of no use afterwards.
+
+    Args:
+        bytes_a_second: what the disk may give; it waits where it would be faster.
+
+    Yields:
+        The bytes that a pass reads.
     """
     layers = list(model.layers)
     params = [list(layer.parameters()) for layer in layers]
@@ -197,14 +205,17 @@ def layers_on_disk(model: TransformersModel, folder: Path) -> Iterator[int]:
             start += param.numel()
     source = os.open(path, os.O_RDONLY | os.O_DIRECT)
 
-    def reader(place: int) -> object:
+    def reader(place: int) -> Callable[..., None]:
         def read(*_: object) -> None:
+            began = time.perf_counter()
             if os.preadv(source, [buffer], place * room) != room:
                 raise OSError(f"{path} is shorter than it was written")
+            if bytes_a_second is not None:
+                time.sleep(max(0.0, room / bytes_a_second - (time.perf_counter() - began)))
 
         return read
 
-    hooks = [layer.register_forward_pre_hook(reader(place)) for place, layer in enumerate(layers)]  # type: ignore[arg-type]
+    hooks = [layer.register_forward_pre_hook(reader(place)) for place, layer in enumerate(layers)]
     try:
         yield room * len(layers)
     finally:
@@ -214,40 +225,44 @@ def layers_on_disk(model: TransformersModel, folder: Path) -> Iterator[int]:
 
 
 def _offloaded(lab: Lab, pair: Pair, size: Size, prompts: list[list[int]]) -> None:
-    """The same texts with the target's layers on the disk."""
-    lab.say("weights on the disk")
-    target = load_model(lab.model.name, device="cpu", progress=False)
-    assert isinstance(target, TransformersModel)
-    with tempfile.TemporaryDirectory(dir=cache_dir()) as folder, layers_on_disk(target, Path(folder)) as nbytes:
-        seconds = {count: _pass_seconds(target, prompts[0], count) for count in (1, size.offloaded_nodes)}
-        lab.row("bytes read from the disk by one pass", None, nbytes)
-        lab.row(
-            f"seconds of a pass over {size.offloaded_nodes} tokens (over one), weights on the disk",
-            seconds[1],
-            seconds[size.offloaded_nodes],
-        )
-        plain = pace(compose(target), prompts, size.new_tokens, batch=1)
-        settings = {"nodes": size.offloaded_nodes, "beams": size.beams}
-        made = compose(target, "specexec", settings=settings, models={"draft": pair.draft})
-        mine = pace(made, prompts, size.new_tokens, batch=1)
+    """The same texts with the target's layers on the disk, as fast as it is and as slow as a large target makes it."""
     kept = pace(compose(lab.model), prompts, size.new_tokens, batch=1)
-    lab.check(
-        "read from the disk, the weights give the same greedy text",
-        str(agreement(lab.model, kept.runs, plain.runs)),
-        agreement(lab.model, kept.runs, plain.runs).identical and agreement(lab.model, kept.runs, mine.runs).identical,
-    )
-    slow, fast = decode_seconds(plain.runs), decode_seconds(mine.runs)
-    lab.row("tokens per second, greedy, weights on the disk (plain)", 1 / slow, 1 / fast)
-    flat = seconds[size.offloaded_nodes] / seconds[1]
-    if flat < 1.5:
-        gain = slow / fast
-        lab.check("with weights on the disk at least twice as fast as plain decoding", gain, gain >= 2, gain > 1)
-    else:
-        lab.note(
-            f"A pass over {size.offloaded_nodes} tokens takes {flat:.2f} times as long as one over a single token even "
-            "with the weights on the disk: this disk is too fast, or this processor too slow, for the paper's regime, "
-            "so the gain of time is reported and not judged."
+    nodes = size.offloaded_nodes
+    for rate, disk in ((None, "the disk"), (_BYTES_A_SECOND, "a disk slowed to 20 MB/s")):
+        lab.say(f"weights on {disk}")
+        target = load_model(lab.model.name, device="cpu", progress=False)
+        assert isinstance(target, TransformersModel)
+        with tempfile.TemporaryDirectory(dir=cache_dir()) as folder, layers_on_disk(target, Path(folder), rate) as read:
+            one, many = (_pass_seconds(target, prompts[0], count) for count in (1, nodes))
+            plain = pace(compose(target), prompts, size.new_tokens, batch=1)
+            made = compose(
+                target, "specexec", settings={"nodes": nodes, "beams": size.beams}, models={"draft": pair.draft}
+            )
+            mine = pace(made, prompts, size.new_tokens, batch=1)
+        slow, fast = decode_seconds(plain.runs), decode_seconds(mine.runs)
+        lab.row(f"seconds of a pass over {nodes} tokens (over one), weights on {disk}", one, many)
+        lab.row(f"tokens per second, greedy, weights on {disk} (plain)", 1 / slow, 1 / fast)
+        same = [agreement(lab.model, kept.runs, other.runs) for other in (plain, mine)]
+        lab.check(
+            f"with weights on {disk} the greedy text is the same, plain and with K = {nodes}",
+            f"{same[0]}; {same[1]}",
+            all(found.identical for found in same),
         )
+    lab.setup |= {"bytes read by one pass": read}
+    lab.check(
+        f"weights on {disk}: a pass over {nodes} tokens costs less than 1.5 times one over a single token",
+        many / one,
+        many < 1.5 * one,
+    )
+    lab.check(
+        f"weights on {disk}: at least twice as fast as plain decoding", slow / fast, slow >= 2 * fast, slow > fast
+    )
+    lab.note(
+        "The disk is read past the page cache, but the small target's layers are read in about the time of a few "
+        "passes of its draft model, so that drafting sixty tokens costs more than it saves; this is reported. "
+        "A target that is as much slower than its draft model as offloaded ones are is simulated by a disk that gives "
+        "20 MB/s, and judged."
+    )
 
 
 def _pass_seconds(target: TransformersModel, prompt: list[int], count: int) -> float:

@@ -111,7 +111,8 @@ def _chat(lab: Lab, size: Size, control: SpecMemo | None) -> Chat:
 
 
 def _turn(made: Composition, prompt: list[int], reply: int) -> tuple[Continuation, list[int]]:
-    statistics, sizes, tokens = Statistics(), [], ()
+    statistics, sizes = Statistics(), []
+    tokens: tuple[int, ...] = ()
     for event in made.decode([prompt], stop=Stop(reply)):
         statistics.update(event, 0.0, None)
         if isinstance(event, Stepped):
@@ -130,7 +131,7 @@ def _control(size: Size, budget: int | None, block: int = 32) -> SpecMemo:
 
 @experiment(
     "specmemo",
-    quick=Size(3, 14, 2048, 16, (0, 4, 8, 12, 16), 60, 4, 8, False),
+    quick=Size(3, 14, 2048, 16, (0, 4, 8, 12, 16), 36, 4, 8, False),
     full=Size(8, 64, 2048, 64, (0, 8, 16, 32, 64), 400, 4, 48, True),
 )
 def EXPERIMENT(lab: Lab, size: Size) -> None:
@@ -199,7 +200,7 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
         )
     lab.note(
         "Of the paper only the abstract was at hand; the memory model is a natural reading of it. Bytes are those of "
-        " caches, masks, logits and the layers' work, without the weights (as in the paper's 65%). The "
+        "caches, masks, logits and the layers' work, without the weights (as in the paper's 65%). The "
         f"reservation is for {size.reserved} positions, a quarter of the model's context."
     )
     if lab.quick:

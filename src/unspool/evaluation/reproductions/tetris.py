@@ -140,7 +140,7 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
         drawn_fit(
             [
                 DraftModel(DraftModelSettings(tokens=2)),
-                Tetris(TetrisSettings(tokens=1, extra=1, ranking=ranking)),  # type: ignore[arg-type]
+                Tetris(TetrisSettings(tokens=1, extra=1, ranking=ranking)),
             ],
             size.draws,
         )[0]

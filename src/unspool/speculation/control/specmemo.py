@@ -220,7 +220,8 @@ class SpecMemo(Controller):
 
     def affordable(self, branches: Sequence[Branch]) -> int:
         """Nodes of the largest tree that each of these branches, which are decoded side by side, may bring."""
-        limit, nodes = self.settings.budget, self.settings.nodes
+        limit: int | None = self.settings.budget
+        nodes = self.settings.nodes
         if limit is None or self.predicted(nodes, branches) <= limit:
             return nodes
         # More nodes never take less. Where not even none fit, none is all that can be done; the ledger will say so.

@@ -86,7 +86,8 @@ class Tetris(Controller):
         """``[N]`` chance of every node to stand, never above its parent's; of what was drawn see the module."""
         own = node_chances(draft)
         bound = own if draft.q is None or self.settings.ranking == "published" else _largest(draft)
-        paths, values = [], []
+        paths: list[float] = []
+        values: list[float] = []
         for node, parent in enumerate(draft.tree.parent_list):
             above = 1.0 if parent == ROOT else paths[parent]
             paths.append(above * own[node])

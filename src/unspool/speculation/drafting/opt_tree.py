@@ -47,7 +47,8 @@ class OptTreeSettings:
     ] = 0.5
     depth: Annotated[int, Field(ge=1, description="layers at most")] = 10
     temperature: Annotated[
-        float, Field(gt=0, description="of the draft model's estimates; below 1 for one that is right more than it says")
+        float,
+        Field(gt=0, description="of the draft model's estimates; below 1 for one that is right more than it says"),
     ] = 1.0
 
 
@@ -121,7 +122,9 @@ class OptTree(DraftModelDrafter):
         while growing:
             scored = self.score([tree.growth for tree in growing], [tree.front for tree in growing])
             logits = torch.cat([logits for _, logits in scored])
-            log_probs, tokens = (t.cpu() for t in most_probable(logits / made.temperature, max(tree.nodes for tree in growing)))
+            log_probs, tokens = (
+                t.cpu() for t in most_probable(logits / made.temperature, max(tree.nodes for tree in growing))
+            )
             sizes = [len(tree.front) for tree in growing]
             for tree, chances, below in zip(growing, log_probs.split(sizes), tokens.split(sizes), strict=True):
                 tree.add(chances, below, made.delta)
