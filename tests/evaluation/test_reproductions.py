@@ -16,10 +16,11 @@ from tests.toys import TableModel
 
 from unspool.core.compose import compose
 from unspool.core.errors import InvalidInput, UnknownMethod
+from unspool.core.model import LanguageModel
 from unspool.core.registry import registry
 from unspool.core.statistics import Statistics
 from unspool.engine import Engine
-from unspool.evaluation.reproductions import Check, Reproduction, Row, available, run, table
+from unspool.evaluation.reproductions import Check, Reproduction, Row, _pair, available, run, specexec, table
 from unspool.evaluation.reproductions import _common as common
 from unspool.evaluation.reproductions._common import Continuation, Lab, agreement, conduct, decode_all, experiment
 from unspool.evaluation.reproductions._contrastive import contrastive_search
@@ -39,6 +40,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def small_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experiments with a draft model get a disturbed copy of the tiny target; those that load it again, another."""
+
+    def disturbed(*args: object, **kwargs: object) -> LanguageModel:
+        model = small_engine().model
+        rng = torch.Generator().manual_seed(1)
+        for param in model.model.parameters():  # type: ignore[attr-defined]
+            param.data += 0.05 * torch.randn(param.shape, generator=rng, dtype=param.dtype)
+        return model
+
+    monkeypatch.setattr(_pair, "load_model", disturbed)
+    monkeypatch.setattr(specexec, "load_model", lambda *args, **kwargs: small_engine().model)
 
 
 def module(slug: str) -> ModuleType:
@@ -237,7 +253,36 @@ def test_interpolate() -> None:
 
 # -- every experiment, end to end ---------------------------------------------------------------------------------
 
+# Experiments with a draft model of the target's vocabulary run on a pair of models that lies in the repository.
+PAIRED = {"vocabtrim": "stdlib-pair/target", "duodecoding": "stdlib-pair/target"}
+
 SMALL: dict[str, dict[str, object]] = {
+    "heterogeneous-vocab-sd": {
+        "code": 2,
+        "new_tokens": 6,
+        "other_tokens": 4,
+        "drafter": "stdlib-pair/draft",
+        "pair": "stdlib-pair/draft",
+        "pair_tokens": 4,
+        "contexts": 3,
+        "draws": 200,
+    },
+    "vocabtrim": {
+        "draft": "stdlib-pair/draft",
+        "answers": None,
+        "texts": 2,
+        "new_tokens": 6,
+        "keeps": (300, 400),
+        "timed": 4,
+    },
+    "duodecoding": {
+        "draft": "stdlib-pair/draft",
+        "prompts": 2,
+        "new_tokens": 8,
+        "timed_tokens": 6,
+        "beside": "stdlib-pair",
+    },
+    "improved-mcsd": {"prompts": 2, "new_tokens": 8, "batch": 2, "width": 2, "depth": 3, "draws": 40},
     "del-dynamic-exit-layer": {
         "prompts": 2,
         "length": 24,
@@ -283,6 +328,44 @@ SMALL: dict[str, dict[str, object]] = {
         "nodes": 6,
         "common": 60_000,
     },
+    "recursive-speculative-decoding": {
+        "prompts": 4,
+        "new_tokens": 10,
+        "budgets": {6: ((2, 3), (3, 2)), 10: ((2, 5),)},
+        "draws": 60,
+        "k_seq": True,
+    },
+    "opt-tree": {
+        "prompts": 4,
+        "new_tokens": 12,
+        "calibration": 2,
+        "temperatures": (1.0, 0.5),
+        "nodes": (6, 9),
+        "main": 6,
+        "deltas": (0.0, 0.9),
+        "sweep": 2,
+    },
+    "specexec": {
+        "prompts": 4,
+        "new_tokens": 12,
+        "nodes": (8, 40),
+        "chains": ((2, 4), (5, 8)),
+        "chain": (4,),
+        "greedy": (8,),
+        "draws": 60,
+        "offloaded": 2,
+        "offloaded_nodes": 10,
+    },
+    "dyspec": {
+        "prompts": 4,
+        "new_tokens": 12,
+        "calibration": 2,
+        "nodes": 6,
+        "temperatures": (0.0, 0.6),
+        "exponents": (0.5,),
+        "single": 2,
+        "draws": 60,
+    },
     "specpv": {"prompts": 1, "length": 500, "new_tokens": 12, "identity": 8, "questions": 0},
     "token-recycling": {
         "prompts": 3,
@@ -326,12 +409,13 @@ def test_an_experiment_end_to_end(engine: Engine, slug: str, monkeypatch: pytest
     monkeypatch.delenv("UNSPOOL_DATA", raising=False)
     made = module(slug).EXPERIMENT
     size = dataclasses.replace(made.quick, **SMALL[slug])
-    result = conduct(made, size, engine, quick=True, data=None, progress=False)
+    target = PAIRED.get(slug) or made.model or engine
+    result = conduct(made, size, target, quick=True, data=None, progress=False)
     told = json.loads(json.dumps(result.as_dict(), allow_nan=False))
     assert list(told)[:5] == ["slug", "claim", "setup", "measured", "verdict"]
     assert told["slug"] == slug
     assert told["claim"] == registry[slug].card.claim
-    assert told["setup"]["model"] == "small"
+    assert told["setup"]["model"] == (target if isinstance(target, str) else "small")
     assert told["verdict"] in ("holds", "direction holds", "fails")
     assert told["verdict"] == judge(result.checks)
     for row in told["measured"]:

@@ -6,6 +6,7 @@ And the test that holds a sampled composition to the target's own distribution.
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,6 +73,13 @@ def pace(
     tau = tokens_per_step(runs)
     spread = math.sqrt(sum((len(run.tokens) - tau * s) ** 2 for run, s in zip(runs, steps, strict=True)))
     return Pace(tau, spread / sum(steps), sum(run.statistics.drafted for run in runs) / sum(steps), runs)
+
+
+def correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Pearson's; 0 where one of the two never varies."""
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        return 0.0
+    return statistics.correlation(first, second)
 
 
 # -- drafters -----------------------------------------------------------------------------------------------------

@@ -228,7 +228,7 @@ def _kinds(pair: Pair, count: int, skip: int) -> dict[str, list[list[int]]]:
         text = decode(piece)
         return sum(letter.isalpha() for letter in text) / len(text.replace(" ", ""))
 
-    pieces = sorted(pair.prompts(6 * count, length=64, skip=skip), key=words)
+    pieces = sorted(pair.prompts(max(2 * count, 24), length=64, skip=skip), key=words)
     return {"statements": pieces[:count], "sentences": pieces[-count:]}
 
 

@@ -33,6 +33,7 @@ from unspool.models.costs import PassCosts, measure
 from unspool.models.load import load_model
 from unspool.speculation.drafting._worker import InProcess, Reply
 from unspool.speculation.drafting.duodecoding import _BUDGETS, DuoDecoding, DuoDecodingSettings
+from unspool.training.corpora import stdlib
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Size:
         prompts, new_tokens: recorded answers on which rounds are counted.
         lengths: draft tokens of the usual speculation that is compared; the best counts.
         timed, timed_tokens: prompts that are decoded with both processes, and how far.
+        beside: a folder with another ``target`` and ``draft``, whose rounds are counted too, for a budget of 8; or
+            nothing.
         rounds: measurements of a pass; the least counts.
     """
 
@@ -54,6 +57,7 @@ class Size:
     timed: int
     timed_tokens: int
     rounds: int
+    beside: str
 
 
 class Watched(DuoDecoding):
@@ -157,12 +161,13 @@ def added(parts: list[Replayed]) -> Replayed:
     "duodecoding",
     quick=Size(
         draft="smollm2-draft",
-        prompts=4,
+        prompts=3,
         new_tokens=32,
-        lengths=(1, 2, 4),
+        lengths=(1, 2),
         timed=1,
-        timed_tokens=24,
+        timed_tokens=20,
         rounds=2,
+        beside="",
     ),
     full=Size(
         draft="smollm2-draft",
@@ -172,6 +177,7 @@ def added(parts: list[Replayed]) -> Replayed:
         timed=50,
         timed_tokens=96,
         rounds=5,
+        beside="stdlib-pair",
     ),
 )
 def EXPERIMENT(lab: Lab, size: Size) -> None:
@@ -192,6 +198,8 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
         lab.row("seconds of a pass over one token: draft model (target)", target_costs.of(1), draft_costs.of(1))
         best, faster = _count(lab, size, plain, draft, target_costs, draft_costs, gamma)
         ratio = _time(lab, size, prompts[: size.timed], draft, best, gamma)
+        if size.beside:
+            _beside(lab, size)
     by_time = ratio <= 0.95
     lab.check(
         "a token takes at most 0.95 of the time of the best usual speculation; or, as memory is shared, it is at least "
@@ -246,6 +254,21 @@ def _count(
     more = duo[8].gained / duo[1].gained
     lab.check("several sequences gain at least 3% more tokens a round than one", more, more >= 1.03, more > 1)
     return best, speed(duo[8]) / speed(usual[best])
+
+
+def _beside(lab: Lab, size: Size) -> None:
+    """What several sequences gain with another pair of models."""
+    target, draft = (load_model(f"{size.beside}/{part}", progress=False) for part in ("target", "draft"))
+    prompts = [target.tokenizer.encode(document.text[:200]) for document in stdlib("held-out")][: size.prompts]
+    plain = decode_all(compose(target), prompts, new_tokens=size.new_tokens, batch=8, stop_tokens=frozenset())
+    recorded = Recorded(target, [(one.prompt, one.tokens) for one in plain])
+    gained = {}
+    for sequences in (8, 1):
+        made = DuoDecoding(DuoDecodingSettings(gamma=8, sequences=sequences, executor="inline"))
+        composition = compose(recorded, made, models={"draft": draft})
+        runs = [decode_all(composition, [one.prompt], new_tokens=size.new_tokens)[0] for one in plain]
+        gained[sequences] = tokens_per_step(runs)
+    lab.row(f"tokens a round with {size.beside}, as many sequences as pay (a single one)", gained[1], gained[8])
 
 
 def _time(lab: Lab, size: Size, prompts: list[list[int]], draft: LanguageModel, length: int, gamma: int) -> float:

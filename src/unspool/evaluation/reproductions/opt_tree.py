@@ -18,7 +18,7 @@ from unspool.core.sockets import Observation
 from unspool.core.tree import ROOT
 from unspool.evaluation.reproductions._common import Lab, agreement, experiment
 from unspool.evaluation.reproductions._pair import TARGET, Pair
-from unspool.evaluation.reproductions._tree_baselines import Pace, StaticTree, best_shape, pace, rank_rates
+from unspool.evaluation.reproductions._tree_baselines import Pace, StaticTree, best_shape, correlation, pace, rank_rates
 from unspool.speculation.control.fixed_budget import FixedBudget, FixedBudgetSettings
 from unspool.speculation.drafting.opt_tree import OptTree, OptTreeSettings
 from unspool.speculation.drafting.token_recycling import TEMPLATE
@@ -168,7 +168,7 @@ def _criteria(lab: Lab, nodes: int, mine: Pace, published: Pace, rivals: dict[st
 
 def _promises(lab: Lab, watched: Watched, temperature: float) -> None:
     """What trees promised against what came of them, over all steps, and in five classes."""
-    correlation = statistics.correlation(watched.promised, [float(n) for n in watched.kept])
+    found = correlation(watched.promised, [float(n) for n in watched.kept])
     lab.row(
         f"mean tokens per step (mean promised at temperature {temperature:g})",
         statistics.fmean(watched.promised),
@@ -183,9 +183,7 @@ def _promises(lab: Lab, watched: Watched, temperature: float) -> None:
             statistics.fmean(promised),
             statistics.fmean(kept),
         )
-    lab.check(
-        "promised and committed tokens correlate over steps (> 0.3)", correlation, correlation > 0.3, correlation > 0
-    )
+    lab.check("promised and committed tokens correlate over steps (> 0.3)", found, found > 0.3, found > 0)
 
 
 def _sweep(lab: Lab, pair: Pair, size: Size, temperature: float, prompts: list[list[int]]) -> None:

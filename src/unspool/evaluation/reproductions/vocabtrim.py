@@ -22,6 +22,7 @@ from unspool.core.compose import Composition, compose
 from unspool.core.model import LanguageModel
 from unspool.core.scores import Request
 from unspool.core.tree import TokenTree
+from unspool.evaluation.prompts import load_prompts, spread
 from unspool.evaluation.reproductions._common import (
     Lab,
     agreement,
@@ -36,7 +37,7 @@ from unspool.models.load import load_model
 from unspool.models.transformers_lm import TransformersModel
 from unspool.models.trimmed_head import TrimmedHead
 from unspool.speculation.drafting.vocabtrim import TokenCounts, VocabTrim
-from unspool.training.corpora import read_answers, stdlib
+from unspool.training.corpora import Answer, read_answers, stdlib
 
 HELD_OUT = 8
 """One of so many answers was kept from the training of the draft model, by its place."""
@@ -49,7 +50,8 @@ class Size:
     """How much is measured.
 
     Args:
-        draft: the draft model; ``answers`` the artefact with the target's answers.
+        draft: the draft model.
+        answers: the artefact with the target's answers; without one it answers the packaged prompts first.
         texts, new_tokens: recorded answers of either domain, and how much of each is drafted again.
         keeps: sizes of the head; the whole one is always measured.
         tokens: draft tokens a step.
@@ -57,7 +59,7 @@ class Size:
     """
 
     draft: str
-    answers: str
+    answers: str | None
     texts: int
     new_tokens: int
     keeps: tuple[int, ...]
@@ -91,6 +93,16 @@ def _counted(tokens: Tensor, vocab_size: int, path: Path) -> str:
     counts.add(tokens)
     counts.save(path)
     return str(path)
+
+
+def _answers(lab: Lab, size: Size) -> list[Answer]:
+    """What the target answers to questions and programming tasks."""
+    if size.answers is not None:
+        return read_answers(find(size.answers) / "greedy.safetensors")
+    asked = [one for source in ("builtin-code", "builtin-text") for one in load_prompts(source)]
+    prompts = [lab.engine.encode(one.text) for one in spread(asked, 2 * HELD_OUT * size.texts)]
+    runs = decode_all(compose(lab.model), prompts, new_tokens=size.new_tokens, batch=16)
+    return [Answer(run.prompt, run.tokens) for run in runs]
 
 
 def _drafter(composition: Composition) -> VocabTrim:
@@ -145,7 +157,7 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
     """Measure accepted length, memory-bound speed-up and time for several sizes and two calibrations."""
     target, draft = lab.model, load_model(size.draft, progress=False)
     decode = target.tokenizer.decode
-    answers = read_answers(find(size.answers) / "greedy.safetensors")
+    answers = _answers(lab, size)
     held, known = answers[::HELD_OUT], [one for place, one in enumerate(answers) if place % HELD_OUT]
     said = torch.tensor([token for one in known if "Python" in decode(one.prompt) for token in one.answer])
     lab.setup |= {"draft": draft.name, "sampler": "greedy", "calibration_tokens": len(said)}

@@ -48,7 +48,7 @@ class OptTreeSettings:
     depth: Annotated[int, Field(ge=1, description="layers at most")] = 10
     temperature: Annotated[
         float,
-        Field(gt=0, description="of the draft model's estimates; below 1 for one that is right more than it says"),
+        Field(gt=0, description="of the draft model's estimates; below 1 if it is too modest"),
     ] = 1.0
 
 
