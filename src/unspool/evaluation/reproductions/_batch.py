@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import torch
 import transformers
-from scipy import stats
 from torch import Tensor
 
 from unspool.core.branch import Branch
@@ -273,7 +272,7 @@ def drawn_fit(methods: Sequence[str | Part], draws: int, batch: int = 500) -> tu
             counts[text[0] * _VOCABULARY + text[1]] += 1
         for one, other in zip(texts[0::2], texts[1::2], strict=False):
             beside[one[0], other[0]] += 1
-    return _chi_square(counts, expected), float(stats.chi2_contingency(beside.numpy() + 1e-9).pvalue)
+    return _chi_square(counts, expected), _independence(beside)
 
 
 def _chi_square(observed: Tensor, expected: Tensor) -> float:
@@ -283,4 +282,20 @@ def _chi_square(observed: Tensor, expected: Tensor) -> float:
     wanted = [*expected[large].tolist(), float(expected[~large].sum())]
     if wanted[-1] < 1e-9:
         cells, wanted = cells[:-1], wanted[:-1]
-    return float(stats.chisquare(cells, wanted).pvalue)
+    observed, expected = torch.tensor(cells, dtype=torch.float64), torch.tensor(wanted, dtype=torch.float64)
+    return _upper_tail(float(((observed - expected) ** 2 / expected).sum()), len(observed) - 1)
+
+
+def _independence(table: Tensor) -> float:
+    """p-value that rows and columns of counts ``[R, C]`` have nothing to do with each other (Pearson's chi-square)."""
+    counts = table.double()
+    counts = counts[counts.sum(dim=1) > 0][:, counts.sum(dim=0) > 0]
+    expected = counts.sum(dim=1, keepdim=True) * counts.sum(dim=0, keepdim=True) / counts.sum()
+    degrees = (counts.shape[0] - 1) * (counts.shape[1] - 1)
+    return _upper_tail(float(((counts - expected) ** 2 / expected).sum()), degrees)
+
+
+def _upper_tail(statistic: float, degrees: int) -> float:
+    """Of the chi-square distribution: a regularised incomplete gamma function."""
+    half = torch.tensor([max(degrees, 1) / 2, statistic / 2], dtype=torch.float64)
+    return float(torch.special.gammaincc(half[0], half[1]))
