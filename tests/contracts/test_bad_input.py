@@ -129,7 +129,7 @@ def test_an_unknown_method(engine: Engine, method: str, suggestion: str) -> None
 
 
 def test_an_unknown_method_that_resembles_nothing(engine: Engine) -> None:
-    refused(engine, UnknownMethod, "there is no method 'xyzzy'. Known: auto, ", method="xyzzy")
+    refused(engine, UnknownMethod, "there is no method 'xyzzy'. Known: aded, auto, ", method="xyzzy")
 
 
 @pytest.mark.parametrize(

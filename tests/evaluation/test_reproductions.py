@@ -16,11 +16,10 @@ from tests.toys import TableModel
 
 from unspool.core.compose import compose
 from unspool.core.errors import InvalidInput, UnknownMethod
-from unspool.core.model import LanguageModel
 from unspool.core.registry import registry
 from unspool.core.statistics import Statistics
 from unspool.engine import Engine
-from unspool.evaluation.reproductions import Check, Reproduction, Row, _pair, available, run, specexec, table
+from unspool.evaluation.reproductions import Check, Reproduction, Row, available, run, table
 from unspool.evaluation.reproductions import _common as common
 from unspool.evaluation.reproductions._common import Continuation, Lab, agreement, conduct, decode_all, experiment
 from unspool.evaluation.reproductions._contrastive import contrastive_search
@@ -40,21 +39,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def small_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Experiments with a draft model get a disturbed copy of the tiny target; those that load it again, another."""
-
-    def disturbed(*args: object, **kwargs: object) -> LanguageModel:
-        model = small_engine().model
-        rng = torch.Generator().manual_seed(1)
-        for param in model.model.parameters():  # type: ignore[attr-defined]
-            param.data += 0.05 * torch.randn(param.shape, generator=rng, dtype=param.dtype)
-        return model
-
-    monkeypatch.setattr(_pair, "load_model", disturbed)
-    monkeypatch.setattr(specexec, "load_model", lambda *args, **kwargs: small_engine().model)
 
 
 def module(slug: str) -> ModuleType:
@@ -169,7 +153,10 @@ def test_seeds_make_runs(engine: Engine) -> None:
     prompts = [[1, 2, 3]] * 4
 
     def texts(seed: int) -> list[list[int]]:
-        return [one.tokens for one in decode_all(made, prompts, new_tokens=8, batch=2, seed=seed)]
+        # No stop tokens: short texts may be equal by chance.
+        never: frozenset[int] = frozenset()
+        runs = decode_all(made, prompts, new_tokens=8, batch=2, seed=seed, stop_tokens=never)
+        return [one.tokens for one in runs]
 
     assert texts(0) == texts(0)
     assert len({tuple(text) for text in texts(0) + texts(1)}) == 8, "equal prompts have random numbers of their own"
@@ -404,11 +391,15 @@ SMALL: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.parametrize("slug", available())
+# Those without a smaller size run at their quick one.
+EXPERIMENTS = [slug if slug in SMALL else pytest.param(slug, marks=pytest.mark.slow) for slug in available()]
+
+
+@pytest.mark.parametrize("slug", EXPERIMENTS)
 def test_an_experiment_end_to_end(engine: Engine, slug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UNSPOOL_DATA", raising=False)
     made = module(slug).EXPERIMENT
-    size = dataclasses.replace(made.quick, **SMALL[slug])
+    size = dataclasses.replace(made.quick, **SMALL.get(slug, {}))
     target = PAIRED.get(slug) or made.model or engine
     result = conduct(made, size, target, quick=True, data=None, progress=False)
     told = json.loads(json.dumps(result.as_dict(), allow_nan=False))

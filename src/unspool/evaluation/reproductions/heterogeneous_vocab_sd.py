@@ -85,7 +85,7 @@ class _Pieces:
         self._number = {piece: number for number, piece in enumerate(self.pieces)}
         self._longest = max(map(len, self.pieces))
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, special: bool = True) -> list[int]:
         ids, at = [], 0
         while at < len(text):
             size = next(size for size in range(self._longest, 0, -1) if text[at : at + size] in self._number)

@@ -43,7 +43,7 @@ class AutoSettings:
     ] = ("prompt-lookup:longest=5:tokens=16", "token-recycling:nodes=31:read_prompt=false")
     nodes: Annotated[
         int | None,
-        Field(ge=0, description="draft tokens in all, per step; by default what pays by the measured costs of a pass"),
+        Field(ge=1, description="draft tokens in all, per step; by default what pays by the measured costs of a pass"),
     ] = None
     most: Annotated[int, Field(ge=1, description="draft tokens in all, per step, that are ever considered")] = 48
 
