@@ -87,6 +87,18 @@ class Branch:
         """Everything that a drafter may copy from: the encoder's text, then the decoder's."""
         return self.source + self.tokens if self.source else self.tokens
 
+    def aside(self, salt: int, device: torch.device | None = None) -> torch.Generator:
+        """A new source of random numbers for what chooses no token: the branch's own are left as they are, so that a
+        seed gives the text that it gives without the method.
+
+        Args:
+            salt: a number that tells the methods apart.
+            device: of the source; the CPU if none is given.
+        """
+        source = torch.Generator(device=device or torch.device("cpu"))
+        source.manual_seed(self.rng.initial_seed() ^ salt)
+        return source
+
     def fork(self, number: int) -> Branch:
         """A copy that goes its own way, with its own random numbers and an empty memo."""
         twin = Branch(self.index, number, list(self.tokens), self.cache.fork(), self.seed, self.rng.device, self.source)

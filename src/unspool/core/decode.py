@@ -134,9 +134,7 @@ def decode(
         for branch in branches:
             group = [branch]
             if search is not None:
-                source = torch.Generator(device=model.device)
-                source.manual_seed(branch.rng.initial_seed() ^ 0x5EA2C4)
-                search.begin(branch.index, source)
+                search.begin(branch.index, branch.aside(0x5EA2C4, model.device))
                 group += [branch.fork(number) for number in range(1, search.width)]
                 everything += group[1:]
                 for twin in group[1:]:

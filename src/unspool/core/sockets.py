@@ -280,7 +280,7 @@ class Controller(Part):
 def draw(probs: Tensor, rng: torch.Generator) -> int:
     """One token of ``[V]`` probabilities, by inverting their cumulative sum in float64.
 
-    ``torch.multinomial`` does the same with exponential noise for every token: ten times slower at large vocabularies.
+    ``torch.multinomial`` does the same with exponential noise for every token, which takes longer.
     """
     cumulative = probs.double().cumsum(0)
     point = torch.rand(1, generator=rng, dtype=torch.float64, device=probs.device) * cumulative[-1]

@@ -155,8 +155,6 @@ def predicted(step: Observation, nodes: Sequence[int]) -> list[int]:
 
 def window_for(branch: Branch, width: int, size: int, stops: Collection[int]) -> JacobiWindow:
     """A window over a branch's future whose first guesses are random tokens of its prompt."""
-    # Guesses have a source of their own: the branch's must give the target's draws what plain decoding gives them.
-    rng = torch.Generator()
-    rng.manual_seed(branch.rng.initial_seed() ^ _SALT)
+    rng = branch.aside(_SALT)
     text = branch.context[: len(branch.source) + branch.prompt_length]
     return JacobiWindow(width, size, lambda: text[int(torch.randint(len(text), (), generator=rng))], stops)

@@ -36,6 +36,10 @@ from unspool.models.costs import PassCosts, pass_costs
 from unspool.speculation.drafting._arms import Arms
 from unspool.speculation.drafting._bandits import UCB, Bandit, Exp3
 
+_SALT = 0xBA4D17
+# The scale that stands for EXP3's own learning rate.
+_UNIT = 0.15
+
 
 @settings
 class BanditSpecSettings:
@@ -92,12 +96,13 @@ class ArmRecord(Learned):
 
 
 class _Text:
-    """The bandit of one text, and the pull whose reward is awaited."""
+    """The bandit of one text, its random numbers, and the pull whose reward is awaited."""
 
-    __slots__ = ("bandit", "pulled")
+    __slots__ = ("bandit", "chance", "pulled")
 
-    def __init__(self, bandit: Bandit) -> None:
+    def __init__(self, bandit: Bandit, chance: torch.Generator) -> None:
         self.bandit = bandit
+        self.chance = chance
         self.pulled: int | None = None
 
 
@@ -145,8 +150,7 @@ class BanditSpec(Arms):
         asked: dict[int, list[int]] = {}
         for place, branch in enumerate(branches):
             text = self._text(branch)
-            # The bandit has random numbers of its own: the text's are for the tokens.
-            text.pulled = text.bandit.choose(self._source(branch, text.bandit.rounds))
+            text.pulled = text.bandit.choose(text.chance)
             asked.setdefault(text.pulled, []).append(place)
         drafts = [Draft.empty()] * len(branches)
         deepest = Budget(depth=self.settings.longest)
@@ -180,7 +184,8 @@ class BanditSpec(Arms):
         text: _Text | None = branch.memo.get(self)
         if text is None:
             arms, scale = len(self.arms), self.settings.scale
-            text = _Text(UCB(arms, scale) if self.settings.bandit == "ucb" else Exp3(arms, 2 * scale / 0.3))
+            bandit = UCB(arms, scale) if self.settings.bandit == "ucb" else Exp3(arms, scale / _UNIT)
+            text = _Text(bandit, branch.aside(_SALT))
             if self.settings.scope == "model":
                 self._recall(text.bandit)
             branch.memo[self] = text
@@ -198,9 +203,3 @@ class BanditSpec(Arms):
             elif isinstance(bandit, Exp3):
                 # The estimate of a loss over all rounds, not over the arm's own.
                 bandit.pulls[arm], bandit.losses[arm] = share, self.settings.carry * (1 - rewards / pulls)
-
-    @staticmethod
-    def _source(branch: Branch, rounds: int) -> torch.Generator:
-        rng = torch.Generator()
-        rng.manual_seed((branch.seed * 1_000_003 + branch.index * 8191 + branch.number * 131 + rounds) % (1 << 62))
-        return rng

@@ -41,6 +41,7 @@ from unspool.speculation.drafting._corpora import SOURCE_CODE, STANDARD_LIBRARY,
 from unspool.speculation.drafting._ngram_pool import Key, NgramPool
 from unspool.speculation.drafting._suffix_array import LONGEST, Hits, SuffixArray
 
+_SALT = 0xC0DE5
 _RETRIEVED_PATHS, _VERIFIED_PATHS = 16, 4
 """Continuations that the cache keeps for a context: of what was retrieved, and of what the model wrote."""
 
@@ -94,6 +95,14 @@ class Counts:
     skipped: int = 0
     cached: int = 0
     searched: int = 0
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is noted about a branch: the text that its request began with, indexed once, and chance."""
+
+    text: SuffixArray
+    chance: torch.Generator
 
 
 @register(
@@ -182,8 +191,7 @@ class CodeSwift(Drafter):
         tokens = branch.tokens
         self.counts.steps += 1
         if self.settings.skip and self._is_white(tokens[-1]):
-            chance = torch.rand((), generator=branch.rng, device=branch.rng.device)
-            if float(chance) < self.settings.skip:
+            if float(torch.rand((), generator=self._noted(branch).chance)) < self.settings.skip:
                 self.counts.skipped += 1
                 return Draft.empty()
         key = self.verified.key_of(tokens) if self.settings.cache else None
@@ -222,12 +230,12 @@ class CodeSwift(Drafter):
         weights ``[R]``."""
         assert self.repository is not None
         assert self.corpus is not None
-        tokens = branch.tokens[-LONGEST:]
+        tokens, text = branch.tokens[-LONGEST:], self._request(branch)
         if self.settings.parallel and len(self.corpus) and len(self.repository):
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, "codeswift")
             common = self._thread.submit(self._retrieve, self.corpus, tokens)
-            near = [self._retrieve(self.repository, tokens), self._retrieve(self._request(branch), tokens)]
+            near = [self._retrieve(self.repository, tokens), self._retrieve(text, tokens)]
             found = [*near, common.result()]
         else:
             found = [self._retrieve(store, tokens) for store in (self.repository, self._request(branch), self.corpus)]
@@ -244,12 +252,16 @@ class CodeSwift(Drafter):
         return store.retrieve(tokens, chosen.length, chosen.retrieved, chosen.longest, chosen.shortest)
 
     def _request(self, branch: Branch) -> SuffixArray:
-        """The text that the request began with, indexed once."""
-        made: SuffixArray | None = branch.memo.get(self)
-        if made is None:
+        """The text that the request began with."""
+        return self._noted(branch).text
+
+    def _noted(self, branch: Branch) -> _Request:
+        known: _Request | None = branch.memo.get(self)
+        if known is None:
             # After a fork or a step back this is done again, with what had been written by then.
-            made = branch.memo[self] = SuffixArray.build([branch.context], self._vocabulary)
-        return made
+            text = SuffixArray.build([branch.context], self._vocabulary)
+            known = branch.memo[self] = _Request(text, branch.aside(_SALT))
+        return known
 
     def _is_white(self, token: int) -> bool:
         known = self._white.get(token)

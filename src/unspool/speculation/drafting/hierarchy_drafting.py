@@ -37,6 +37,7 @@ from unspool.speculation.drafting._ngram_pool import NgramPool
 from unspool.speculation.drafting._suffix_array import LONGEST, SuffixArray
 
 Source = Literal["context", "model", "statistics"]
+_SALT = 0x41E7A8
 SOURCES: tuple[Source, ...] = ("context", "model", "statistics")
 
 
@@ -112,9 +113,10 @@ class Share:
 
 @dataclass
 class _Context:
-    """What is noted about a branch: its database, how much of its text is in there, and the last draft."""
+    """What is noted about a branch: its database, how much of its text is in there, the last draft, and chance."""
 
     pool: NgramPool
+    chance: torch.Generator
     indexed: int = 0
     candidates: dict[tuple[int, ...], Source] = field(default_factory=dict)
 
@@ -214,7 +216,7 @@ class HierarchyDrafting(Drafter):
             if not self.settings.flat and len({continuation for continuation, _ in found}) >= wanted:
                 break
         if self.settings.flat:
-            shuffled = torch.randperm(len(found), generator=branch.rng, device=branch.rng.device)
+            shuffled = torch.randperm(len(found), generator=self._context(branch).chance)
             found = [found[place] for place in shuffled.tolist()]
         chosen: dict[tuple[int, ...], Source] = {}
         for continuation, source in found:
@@ -255,7 +257,9 @@ class HierarchyDrafting(Drafter):
         """The branch's own database, with all of its text."""
         context: _Context | None = branch.memo.get(self)
         if context is None:
-            context = branch.memo[self] = _Context(NgramPool(self.settings.recent, self.settings.keys))
+            context = branch.memo[self] = _Context(
+                NgramPool(self.settings.recent, self.settings.keys), branch.aside(_SALT)
+            )
         text = branch.context
         if len(text) > context.indexed:
             context.pool.insert_text(text, self.settings.ngram - 1, context.indexed)
