@@ -10,8 +10,9 @@ import torch
 from tests.training.small import library
 
 from unspool.core.errors import InvalidInput, WeightsError
+from unspool.models.answers import Answer, read_answers, write_answers
 from unspool.training import corpora
-from unspool.training.corpora import Answer, Document
+from unspool.training.corpora import Document
 
 
 @pytest.fixture
@@ -97,12 +98,12 @@ def test_windows_grow_late_in_the_training(tmp_path: Path) -> None:
 
 def test_answers_round_trip(tmp_path: Path) -> None:
     answers = [Answer([1, 2], [3]), Answer([4], [5, 49151, 2])]
-    corpora.write_answers(answers, tmp_path / "a" / "answers.safetensors")
-    assert corpora.read_answers(tmp_path / "a" / "answers.safetensors") == answers
+    write_answers(answers, tmp_path / "a" / "answers.safetensors")
+    assert read_answers(tmp_path / "a" / "answers.safetensors") == answers
 
 
 def test_damaged_answers_are_told(tmp_path: Path) -> None:
     (tmp_path / "bad").write_bytes(b"nothing")
     for name in ("bad", "missing"):
         with pytest.raises(WeightsError, match="holds no answers"):
-            corpora.read_answers(tmp_path / name)
+            read_answers(tmp_path / name)

@@ -7,17 +7,14 @@ model stands, and keeps the cache from request to request: of a prompt only what
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from torch import Tensor
 
 from unspool.core.errors import InvalidInput
 from unspool.core.model import Cache, Capability, LanguageModel
-from unspool.core.scores import LOGITS, Request, Scores, Want
 from unspool.models.kv import KVCache
+from unspool.models.wrapped import WrappedModel
 
 
-class Conversation(LanguageModel):
+class Conversation(WrappedModel):
     """A model in one conversation; one request at a time, of one prompt.
 
     Args:
@@ -32,50 +29,10 @@ class Conversation(LanguageModel):
 
     def __init__(self, model: LanguageModel) -> None:
         model.require(frozenset({Capability.MEMORY_BUDGET}), "a conversation that keeps its cache")
-        self.model = model
+        super().__init__(model)
         self.reused = 0
         self._cache: KVCache | None = None
         self._tokens: list[int] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return self.model.name
-
-    @property
-    def forwards(self) -> int:  # type: ignore[override]
-        return self.model.forwards
-
-    @property
-    def layers_run(self) -> int:  # type: ignore[override]
-        return self.model.layers_run
-
-    @property
-    def kv_read(self) -> int:  # type: ignore[override]
-        return self.model.kv_read
-
-    @property
-    def num_layers(self) -> int:
-        return self.model.num_layers
-
-    def new_caches(self, count: int) -> list[Cache]:
-        return self.model.new_caches(count)
-
-    def score(
-        self, requests: Sequence[Request], want: Want = LOGITS, layers: Sequence[int] | None = None
-    ) -> list[Scores]:
-        return self.model.score(requests, want, layers)
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        return self.model.embed(tokens)
-
-    def head(self, hidden: Tensor) -> Tensor:
-        return self.model.head(hidden)
-
-    def exit_head(self, hidden: Tensor) -> Tensor:
-        return self.model.exit_head(hidden)
 
     def start(self, prompts: Sequence[Sequence[int]]) -> list[tuple[Cache, list[int]]]:
         """The kept cache, as far as it holds the beginning of the prompt.
@@ -87,7 +44,7 @@ class Conversation(LanguageModel):
             raise InvalidInput(f"a conversation goes on with one prompt at a time; {len(prompts)} were given")
         prompt = list(prompts[0])
         if self._cache is None:
-            (cache,) = self.model.new_caches(1)
+            (cache,) = self.inner.new_caches(1)
             assert isinstance(cache, KVCache)
             cache.kept = True
             self._cache = cache

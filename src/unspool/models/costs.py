@@ -8,6 +8,7 @@ to the cache folder and found again by the next process.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import hashlib
 import json
 import os
@@ -15,13 +16,15 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from unspool.core.model import LanguageModel
 from unspool.core.scores import Request
 from unspool.core.tree import TokenTree
-from unspool.models.storage import cache_dir
+from unspool.models.conversation import Conversation
+from unspool.models.storage import cache_dir, write_whole
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _CONTEXT = 64
@@ -60,6 +63,9 @@ def pass_costs(model: LanguageModel) -> PassCosts:
 
     Passes of the measurement do not count as the model's forwards.
     """
+    if isinstance(model, Conversation):
+        # It is one text, in which nothing can be tried out; its passes are those of the model inside.
+        model = model.inner
     known: PassCosts | None = getattr(model, "_pass_costs", None)
     if known is None:
         path = cache_dir() / "costs" / f"{_fingerprint(model)}.json"
@@ -138,11 +144,10 @@ def _fingerprint(model: LanguageModel) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
 
 
-def _read(path: os.PathLike[str]) -> PassCosts | None:
+def _read(path: Path) -> PassCosts | None:
     """The table in a file; ``None`` if there is none that can be used, and it is measured anew."""
     try:
-        with open(path, encoding="utf-8") as file:
-            data = json.load(file)
+        data = json.loads(path.read_text(encoding="utf-8"))
         widths, seconds = tuple(map(int, data["widths"])), tuple(map(float, data["seconds"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -151,14 +156,7 @@ def _read(path: os.PathLike[str]) -> PassCosts | None:
     return PassCosts(widths, seconds)
 
 
-def _write(path: os.PathLike[str], costs: PassCosts) -> None:
+def _write(path: Path, costs: PassCosts) -> None:
     """Keep the table; a folder that cannot be written to costs the next process a few seconds, and nothing else."""
-    draft = f"{os.fspath(path)}.{os.getpid()}"
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(draft, "w", encoding="utf-8") as file:
-            json.dump({"widths": costs.widths, "seconds": costs.seconds}, file)
-        os.replace(draft, path)
-    except OSError:
-        if os.path.exists(draft):
-            os.unlink(draft)
+    with contextlib.suppress(OSError):
+        write_whole(path, json.dumps({"widths": costs.widths, "seconds": costs.seconds}).encode())

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from unspool.core.errors import Incompatible, InvalidInput
-from unspool.core.model import Cache, Capability, LanguageModel
+from unspool.core.model import Capability, LanguageModel
 from unspool.core.scores import LOGITS, Request, Scores, Want
 from unspool.models.transformers_lm import TransformersModel
+from unspool.models.wrapped import WrappedModel
 
 _FINAL = -1
 
 
-class TrimmedHead(LanguageModel):
+class TrimmedHead(WrappedModel):
     """A model with part of its head.
 
     Logits are as wide as those of the whole model, ``-inf`` for what was cut away. A model that gives no access to its
@@ -40,13 +41,7 @@ class TrimmedHead(LanguageModel):
     """
 
     def __init__(self, model: LanguageModel, kept: Sequence[int]) -> None:
-        self.inner = model
-        self.vocab_size = model.vocab_size
-        self.context_length = model.context_length
-        self.tokenizer = model.tokenizer
-        self.stop_tokens = model.stop_tokens
-        self.capabilities = model.capabilities
-        self.device, self.dtype = model.device, model.dtype
+        super().__init__(model)
         self.saves = isinstance(model, TransformersModel) and Capability.HIDDEN_STATES in model.capabilities
         self._base = self._measured() if self.saves else None
         self.keep(kept)
@@ -56,22 +51,6 @@ class TrimmedHead(LanguageModel):
     @property
     def name(self) -> str:  # type: ignore[override]
         return f"{self.inner.name} with {len(self.kept)} of {self.vocab_size} tokens"
-
-    @property
-    def forwards(self) -> int:  # type: ignore[override]
-        return self.inner.forwards
-
-    @property
-    def layers_run(self) -> int:  # type: ignore[override]
-        return self.inner.layers_run
-
-    @property
-    def kv_read(self) -> int:  # type: ignore[override]
-        return self.inner.kv_read
-
-    @property
-    def num_layers(self) -> int:
-        return self.inner.num_layers
 
     @property
     def head_bytes(self) -> int:
@@ -126,6 +105,10 @@ class TrimmedHead(LanguageModel):
         """``[N, d]`` final hidden states to ``[N, V]`` logits, ``-inf`` for what was cut away."""
         return self._spread(self._said(hidden)) if self.saves else self._only(self.inner.head(hidden))
 
+    def exit_head(self, hidden: Tensor) -> Tensor:
+        """The same of hidden states that leave an earlier layer."""
+        return self._only(self.inner.exit_head(hidden))
+
     @torch.no_grad()
     def _said(self, hidden: Tensor) -> Tensor:
         """``[N, k]`` logits of the kept tokens."""
@@ -160,15 +143,6 @@ class TrimmedHead(LanguageModel):
             )
 
     # -- the body -------------------------------------------------------------------------------------------------
-
-    def new_caches(self, count: int) -> list[Cache]:
-        return self.inner.new_caches(count)
-
-    def start(self, prompts: Sequence[Sequence[int]]) -> list[tuple[Cache, list[int]]]:
-        return self.inner.start(prompts)
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        return self.inner.embed(tokens)
 
     def score(
         self, requests: Sequence[Request], want: Want = LOGITS, layers: Sequence[int] | None = None

@@ -32,12 +32,13 @@ from unspool.evaluation.reproductions._common import (
     tokens_per_step,
 )
 from unspool.evaluation.reproductions._replay import Recorded
+from unspool.models.answers import Answer, read_answers
 from unspool.models.artefacts import find
 from unspool.models.load import load_model
 from unspool.models.transformers_lm import TransformersModel
 from unspool.models.trimmed_head import TrimmedHead
 from unspool.speculation.drafting.vocabtrim import TokenCounts, VocabTrim
-from unspool.training.corpora import Answer, read_answers, stdlib
+from unspool.training.corpora import stdlib
 
 HELD_OUT = 8
 """One of so many answers was kept from the training of the draft model, by its place."""

@@ -39,7 +39,6 @@ from unspool.core.model import Cache, Capability, LanguageModel
 from unspool.core.registry import register
 from unspool.core.sockets import Budget, Controller, Draft, Observation, Setup
 from unspool.core.tree import ROOT, TokenTree
-from unspool.models.conversation import Conversation
 from unspool.models.costs import PassCosts, pass_costs
 from unspool.models.kv import KVCache, KVPool
 from unspool.models.memory import BudgetExceeded, Counted, Footprint, Ledger, readable
@@ -161,9 +160,7 @@ class SpecMemo(Controller):
         self._all_logits = setup.observes_prompt
         self.sizes: Footprint = cast(Counted, setup.target).footprint(self.settings.block)
         if self.settings.costs == "measured" and self.settings.nodes:
-            model = setup.target
-            # A conversation is one text, in which nothing can be tried out.
-            self._costs = pass_costs(model.model if isinstance(model, Conversation) else model)
+            self._costs = pass_costs(setup.target)
 
     # -- memory ----------------------------------------------------------------------------------------------------
 

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from unspool.core.errors import InvalidInput, WeightsError
+from unspool.core.errors import InvalidInput
 from unspool.core.model import LanguageModel
 from unspool.models import artefacts, storage
+from unspool.models.answers import read_answers
 from unspool.models.progress import console
 from unspool.models.tokenizer import TextTokenizer
 from unspool.speculation.drafting._suffix_array import SuffixArray
@@ -267,13 +266,5 @@ def own_answers(target: LanguageModel) -> list[tuple[list[int], list[int]]]:
     """
     if target.name != _ANSWERING or not any(artefacts.made(_ANSWERS)):
         return []
-    path = artefacts.find(_ANSWERS) / "greedy.safetensors"
-    try:
-        arrays = load_file(path)
-        tokens, offsets, prompts = (arrays[name].tolist() for name in ("tokens", "offsets", "prompts"))
-    except (OSError, KeyError, SafetensorError) as error:
-        raise WeightsError(f"{path} holds no answers of a model, or is damaged: {error}") from error
-    return [
-        (tokens[start : start + length], tokens[start + length : end])
-        for start, end, length in zip(offsets[:-1], offsets[1:], prompts, strict=True)
-    ]
+    found = read_answers(artefacts.find(_ANSWERS) / "greedy.safetensors")
+    return [(one.prompt, one.answer) for one in found]

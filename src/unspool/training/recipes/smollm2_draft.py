@@ -19,12 +19,13 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from unspool.core.cards import settings
+from unspool.models.answers import Answer, read_answers
 from unspool.models.artefacts import find, read_card
 from unspool.models.borrowed import Borrowed
 from unspool.models.load import load_model
 from unspool.models.transformers_lm import TransformersModel
 from unspool.training import corpora, quality
-from unspool.training.corpora import Answer, TokenStream
+from unspool.training.corpora import TokenStream
 from unspool.training.loop import Optimisation, train
 from unspool.training.networks import llama, rounded, save
 from unspool.training.objectives import Batch, layer_states
@@ -101,7 +102,7 @@ def RECIPE(chosen: Smollm2DraftSettings, bench: Bench) -> Quality:
     assert base.tokenizer is not None
     hf, end = base.tokenizer.hf, base.config.eos_token_id
     draft = _untrained(base, chosen)
-    answers = corpora.read_answers(find("smollm2-outputs") / "greedy.safetensors")
+    answers = read_answers(find("smollm2-outputs") / "greedy.safetensors")
     held, known = answers[::8], [one for place, one in enumerate(answers) if place % 8]
     said = [one.prompt + one.answer for one in known]
 

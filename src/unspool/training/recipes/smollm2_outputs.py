@@ -3,7 +3,7 @@
 The prompts are made from templates over topics, programming tasks and docstrings of the standard library; none of them
 is among the prompts that evaluation asks. ``greedy.safetensors`` holds the answers of greedy decoding,
 ``sampled.safetensors`` answers at temperature 1 to some of the prompts; both are read by
-:func:`unspool.training.corpora.read_answers`.
+:func:`unspool.models.answers.read_answers`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from unspool.core.decode import Greedy, Stop, decode
 from unspool.core.events import Finished
 from unspool.core.model import LanguageModel
 from unspool.core.sockets import Sampler
+from unspool.models.answers import Answer, read_answers, write_answers
 from unspool.models.catalogue import CATALOGUE
 from unspool.models.load import load_model
 from unspool.sampling.standard import SamplingSettings, StandardSampler
 from unspool.training import corpora
-from unspool.training.corpora import Answer
 from unspool.training.recipes import Bench, Quality, recipe
 
 BASE = "smollm2-135m"
@@ -137,10 +137,10 @@ def RECIPE(chosen: Smollm2OutputsSettings, bench: Bench) -> Quality:
                 if name == "sampled":
                     sampler = StandardSampler(SamplingSettings(temperature=1.0))
                 group = some[start : start + chosen.batch]
-                corpora.write_answers(_ask(model, group, chosen.new_tokens, sampler, chosen.seed + number), piece)
-            answers += corpora.read_answers(piece)
+                write_answers(_ask(model, group, chosen.new_tokens, sampler, chosen.seed + number), piece)
+            answers += read_answers(piece)
             bench.say(f"{name}: {len(answers)} of {len(some)} prompts answered")
-        corpora.write_answers(answers, bench.folder / f"{name}.safetensors")
+        write_answers(answers, bench.folder / f"{name}.safetensors")
         quality[name] = {
             "answers": len(answers),
             "prompt_tokens": sum(len(answer.prompt) for answer in answers),
