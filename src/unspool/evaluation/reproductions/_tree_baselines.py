@@ -21,7 +21,13 @@ from unspool.core.events import Stepped
 from unspool.core.scores import Request
 from unspool.core.sockets import Budget, Distribution, Draft, Proposal, Verdict, Verifier, Walk
 from unspool.core.tree import ROOT, TokenTree
-from unspool.evaluation.reproductions._common import Continuation, batches, decode_all, tokens_per_step
+from unspool.evaluation.reproductions._common import (
+    Continuation,
+    batches,
+    chi_square_tail,
+    decode_all,
+    tokens_per_step,
+)
 from unspool.evaluation.reproductions._pair import Pair
 from unspool.sampling.standard import StandardSampler
 from unspool.speculation.drafting._draft_caches import Growth
@@ -112,8 +118,8 @@ class StaticTree(DraftModel):
                 break
             scored = self.score([growth for growth, _ in growing], [list(front) for _, front in growing])
             growing = [
-                (growth, self._fill(growth, front, logits))
-                for (growth, front), (_, logits) in zip(growing, scored, strict=True)
+                (growth, self._fill(growth, front, scores.logits))
+                for (growth, front), scores in zip(growing, scored, strict=True)
             ]
         return [Draft.empty() if growth is None else growth.draft() for growth in growths]
 
@@ -165,8 +171,8 @@ class IndependentChains(DraftModel):
                 break
             scored = self.score([growth for growth, _ in growing], [list(front) for _, front in growing])
             growing = [
-                (growth, self._extend(growth, front, logits))
-                for (growth, front), (_, logits) in zip(growing, scored, strict=True)
+                (growth, self._extend(growth, front, scores.logits))
+                for (growth, front), scores in zip(growing, scored, strict=True)
             ]
         return [Draft.empty() if growth is None else growth.draft() for growth in growths]
 
@@ -316,6 +322,4 @@ def fit(seen: Counter, expected: dict, count: int) -> float:
         others = count - sum(seen[cell] for cell in expected)
         statistic += (others - rest) ** 2 / rest
         degrees += 1
-    # The upper tail of the chi-square distribution is a regularised incomplete gamma function.
-    half = torch.tensor([max(degrees, 1) / 2, statistic / 2], dtype=torch.float64)
-    return float(torch.special.gammaincc(half[0], half[1]))
+    return chi_square_tail(statistic, degrees)

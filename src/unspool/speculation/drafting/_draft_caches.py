@@ -19,6 +19,7 @@ from unspool.core.model import Cache, Capability, LanguageModel
 from unspool.core.scores import LOGITS, Request, Scores, Want
 from unspool.core.sockets import Budget, Draft, Drafter, Sampler, Setup
 from unspool.core.tree import ROOT, TokenTree
+from unspool.speculation.drafting._draws import draw_siblings
 
 # The prompt is read in pieces of so many tokens.
 _CHUNK = 256
@@ -49,7 +50,7 @@ class Memory:
     def follow(self) -> None:
         """Commit what the scored tree shares with the text, and step back where the text did."""
         text = self.branch.tokens[:-1]
-        common = _common(self.held, text)
+        common = common_length(self.held, text)
         if common < len(self.held):
             self.cache.rewind(common)
             del self.held[common:]
@@ -206,9 +207,7 @@ class DraftModelDrafter(Drafter):
             for branch, (most, deep), use in zip(branches, limits, useful, strict=True)
         ]
 
-    def score(
-        self, growths: Sequence[Growth], nodes: Iterable[Sequence[int]], want: Want = LOGITS
-    ) -> list[tuple[Scores, Tensor]]:
+    def score(self, growths: Sequence[Growth], nodes: Iterable[Sequence[int]], want: Want = LOGITS) -> list[Scores]:
         """One pass of the draft model over what it has not seen of these drafts.
 
         Args:
@@ -216,10 +215,34 @@ class DraftModelDrafter(Drafter):
             nodes: for each, the nodes after which logits are wanted (see :meth:`Growth.request`).
 
         Returns:
-            For each its scores, and the logits ``[R, V]`` after those nodes.
+            For each its scores, with logits ``[R, V]`` after those nodes alone.
         """
-        requests = [growth.request(wanted) for growth, wanted in zip(growths, nodes, strict=True)]
-        return [(scores, scores.logits) for scores in self.model.score(requests, want)]
+        return self.model.score([growth.request(wanted) for growth, wanted in zip(growths, nodes, strict=True)], want)
+
+    def add_children(
+        self, growth: Growth, node: int, logits: Tensor, count: int, *, replacement: bool = False
+    ) -> list[int]:
+        """Append candidates for what follows ``node``, whose logits are ``[V]``.
+
+        They are the most probable tokens under a deterministic sampler, else drawn from what it makes of the logits.
+
+        Args:
+            count: how many; fewer come if there are fewer tokens to be had.
+            replacement: whether a token may be drawn twice.
+
+        Returns:
+            The new nodes, in drawing order.
+        """
+        if self.sampler.deterministic:
+            best = torch.softmax(logits.float(), dim=-1).topk(min(count, len(logits)))
+            tokens, chances, row = best.indices.tolist(), best.values.tolist(), None
+        else:
+            branch = growth.branch
+            q = self.sampler.draft_probs(logits, branch.tokens + growth.path_tokens(node), branch)
+            tokens = draw_siblings(q, count, branch.rng, replacement=replacement)
+            chances, row = q[tokens].tolist(), len(growth.q)
+            growth.q.append(q)
+        return [growth.add(token, node, chance, row) for token, chance in zip(tokens, chances, strict=True)]
 
     def _limit(self, branch: Branch, budget: Budget, nodes: int | None, depth: int) -> tuple[int | None, int]:
         """Nodes and depth: the draft model must see the whole text and all but the last of its guesses."""
@@ -259,7 +282,7 @@ class DraftModelDrafter(Drafter):
         for branch in fresh:
             if id(branch) not in self._memories:
                 relatives = families[_family(branch)]
-                near = max(relatives, key=lambda memory: _common(memory.held, branch.tokens))
+                near = max(relatives, key=lambda memory: common_length(memory.held, branch.tokens))
                 twin = Memory(branch, near.cache.fork(), list(near.held))
                 twin.follow()
                 self._memories[id(branch)] = twin
@@ -291,7 +314,7 @@ def _family(branch: Branch) -> _Family:
     return branch.index, tuple(branch.source)
 
 
-def _common(a: list[int], b: list[int]) -> int:
+def common_length(a: list[int], b: list[int]) -> int:
     """Length of the longest common beginning."""
     if b[: len(a)] == a:
         return len(a)

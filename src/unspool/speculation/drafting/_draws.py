@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unspool.core.sockets import draw
+
 
 def draw_siblings(q: Tensor, count: int, rng: torch.Generator, *, replacement: bool) -> list[int]:
     """Tokens in drawing order.
@@ -15,6 +17,8 @@ def draw_siblings(q: Tensor, count: int, rng: torch.Generator, *, replacement: b
         rng: source of randomness.
         replacement: whether a token may come twice.
     """
+    if count == 1:
+        return [draw(q, rng)]
     if replacement:
         drawn: list[int] = torch.multinomial(q, count, replacement=True, generator=rng).tolist()
         return drawn

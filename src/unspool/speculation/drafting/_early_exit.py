@@ -19,7 +19,7 @@ from unspool.core.branch import Branch
 from unspool.core.errors import Incompatible
 from unspool.core.model import LanguageModel
 from unspool.core.scores import Request, Want
-from unspool.core.sockets import Draft, Drafter, Entered, Proposal, Sampler, Setup
+from unspool.core.sockets import Draft, Drafter, Entered, Proposal, Sampler, Setup, draw
 from unspool.core.tree import TokenTree
 
 
@@ -75,7 +75,7 @@ class Chain:
             confidence = float(probs[token])
         else:
             q = sampler.draft_probs(logits, self.branch.tokens + self.tokens, self.branch)
-            token = int(torch.multinomial(q, 1, generator=self.branch.rng))
+            token = draw(q, self.branch.rng)
             self.q.append(q)
             confidence = float(q[token])
         self.tokens.append(token)

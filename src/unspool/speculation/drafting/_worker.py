@@ -217,7 +217,7 @@ class _Sequences(DraftModelDrafter):
         if not plans:
             return []
         found = self.score([plan.growth for plan in plans], nodes)
-        return [(plan, logits) for plan, (_, logits) in zip(plans, found, strict=True)]
+        return [(plan, scores.logits) for plan, scores in zip(plans, found, strict=True)]
 
 
 class Scribe:

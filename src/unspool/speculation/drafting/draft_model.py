@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -31,7 +30,6 @@ from unspool.core.registry import register
 from unspool.core.sockets import Budget, Draft, Proposal, Setup
 from unspool.core.tree import ROOT
 from unspool.speculation.drafting._draft_caches import DraftModelDrafter, Growth
-from unspool.speculation.drafting._draws import draw_siblings
 
 
 @settings
@@ -100,8 +98,8 @@ class DraftModel(DraftModelDrafter):
                 break
             scored = self.score([growth for growth, _ in growing], [frontier for _, frontier in growing])
             growing = [
-                (growth, self._children(growth, frontier, logits, width))
-                for (growth, frontier), (_, logits) in zip(growing, scored, strict=True)
+                (growth, self._children(growth, frontier, scores.logits, width))
+                for (growth, frontier), scores in zip(growing, scored, strict=True)
             ]
         return [Draft.empty() if growth is None else growth.draft() for growth in growths]
 
@@ -112,17 +110,8 @@ class DraftModel(DraftModelDrafter):
             count = width if growth.room is None else min(width, growth.room)
             if count == 0:
                 break
-            if self.sampler.deterministic:
-                probs, best = torch.softmax(row.float(), dim=-1).topk(min(count, len(row)))
-                drawn, chances, place = best.tolist(), probs.tolist(), None
-            else:
-                q = self.sampler.draft_probs(row, growth.branch.tokens + growth.path_tokens(node), growth.branch)
-                drawn = draw_siblings(q, count, growth.branch.rng, replacement=self.settings.replacement)
-                chances, place = q[drawn].tolist(), len(growth.q)
-                growth.q.append(q)
-            for order, (token, chance) in enumerate(zip(drawn, chances, strict=True)):
-                child = growth.add(token, node, chance, place)
-                # A duplicate is never accepted after its elder was refused, so nothing needs to follow it.
-                if token not in drawn[:order]:
-                    below.append(child)
+            children = self.add_children(growth, node, row, count, replacement=self.settings.replacement)
+            tokens = [growth.tokens[child] for child in children]
+            # A duplicate is never accepted after its elder was refused, so nothing needs to follow it.
+            below += [child for order, child in enumerate(children) if tokens[order] not in tokens[:order]]
         return below

@@ -44,7 +44,7 @@ from unspool.core.registry import register
 from unspool.core.sockets import Budget, Draft, Drafter, Observation, Setup
 from unspool.core.tree import TokenTree
 from unspool.models.transformers_lm import TransformersModel
-from unspool.speculation.drafting._draft_caches import DraftModelDrafter
+from unspool.speculation.drafting._draft_caches import DraftModelDrafter, common_length
 from unspool.speculation.drafting._worker import (
     DraftWorkerError,
     Executor,
@@ -298,7 +298,7 @@ class DuoDecoding(Drafter):
             key = self._keys[id(branch)] = next(self._numbers)
         text = branch.tokens + tail
         sent = self._sent.get(key, [])
-        keep = _common(sent, text)
+        keep = common_length(sent, text)
         self._sent[key] = text
         # At first a single token each, so that the target's first one is not waited for.
         most = 1 if first else self.settings.gamma or self._pace.budget()
@@ -355,10 +355,3 @@ class DuoDecoding(Drafter):
             self._executor.submit(Order(next(self._tickets), [], 1, self._released))
             self._released = []
             self._handed = None
-
-
-def _common(a: list[int], b: list[int]) -> int:
-    """Length of the longest common beginning."""
-    if b[: len(a)] == a:
-        return len(a)
-    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

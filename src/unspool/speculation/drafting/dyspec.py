@@ -203,8 +203,8 @@ class DySpec(DraftModelDrafter):
         while growing:
             unread = [tree.unread for tree in growing]
             scored = self.score([tree.growth for tree in growing], unread)
-            for tree, nodes, (_, logits) in zip(growing, unread, scored, strict=True):
-                tree.read(nodes, logits)
+            for tree, nodes, scores in zip(growing, unread, scored, strict=True):
+                tree.read(nodes, scores.logits)
             grow = _Slots.fill if self.settings.variant == "heap" else _Slots.fill_level
             growing = [tree for tree in growing if grow(tree)]
         return [Draft.empty() if tree is None else keep_best(tree.growth, tree.values, tree.nodes) for tree in trees]

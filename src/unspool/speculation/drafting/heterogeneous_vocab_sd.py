@@ -254,7 +254,7 @@ class HeterogeneousVocab(DraftModelDrafter):
             ends = [len(guess.growth) - 1 if len(guess.growth) else ROOT for guess in guesses]
             scored = self.score([guess.growth for guess in guesses], [[end] for end in ends])
             guesses = [
-                guess for guess, (_, logits) in zip(guesses, scored, strict=True) if self._lengthen(guess, logits[0])
+                guess for guess, scores in zip(guesses, scored, strict=True) if self._lengthen(guess, scores.logits[0])
             ]
 
     def _lengthen(self, guess: _Guess, logits: Tensor) -> bool:
@@ -333,8 +333,8 @@ class HeterogeneousVocab(DraftModelDrafter):
         frontiers: list[list[int]] = [[ROOT] for _ in growths]
         for level in range(self._psi_length):
             scored = self.score(growths, frontiers)
-            for place, (growth, (_, logits)) in enumerate(zip(growths, scored, strict=True)):
-                q = torch.softmax(self._tempered(logits).double().cpu(), dim=-1)
+            for place, (growth, scores) in enumerate(zip(growths, scored, strict=True)):
+                q = torch.softmax(self._tempered(scores.logits).double().cpu(), dim=-1)
                 joint[place] = (joint[place][:, None] * q).reshape(-1)
                 if level + 1 < self._psi_length:
                     frontiers[place] = [growth.add(t, node) for node in frontiers[place] for t in range(size)]

@@ -37,7 +37,7 @@ from unspool.core.errors import Incompatible
 from unspool.core.model import Capability
 from unspool.core.registry import register
 from unspool.core.scores import LOGITS, Scores, Want
-from unspool.core.sockets import Budget, Draft, Node, Observation, Proposal, Setup, draw
+from unspool.core.sockets import Budget, Draft, Node, Observation, Proposal, Setup
 from unspool.core.tree import ROOT, TokenTree
 from unspool.speculation.drafting._decision import DecisionModel, q_features
 from unspool.speculation.drafting._draft_caches import DraftModelDrafter, Growth
@@ -200,43 +200,31 @@ class ImprovedMCSD(DraftModelDrafter):
         growing = [one for one in forks if one.levels < one.depth]
         while growing:
             scored = self.score([one.growth for one in growing], [one.front for one in growing], want)
-            for one, (scores, logits) in zip(growing, scored, strict=True):
-                self._lengthen(one, scores, logits)
+            for one, scores in zip(growing, scored, strict=True):
+                self._lengthen(one, scores)
             growing = [one for one in growing if one.levels < one.depth and self._worth_it(one)]
 
     @property
     def _watching(self) -> bool:
         return self.decision is not None or self.recorded is not None
 
-    def _lengthen(self, one: _Fork, scores: Scores, logits: Tensor) -> None:
-        """One level, from the logits ``[R, V]`` after the front."""
+    def _lengthen(self, one: _Fork, scores: Scores) -> None:
+        """One level, from the scores ``[R, V]`` after the front."""
         growth, front = one.growth, one.front
         count = one.width if front == [ROOT] else 1
-        read = self._features(growth, scores, logits) if self._watching else None
-        below = []
-        for place, (node, row) in enumerate(zip(front, logits, strict=True)):
-            if self.sampler.deterministic:
-                best = torch.softmax(row.float(), dim=-1).topk(min(count, len(row)))
-                tokens, chances, q_row = best.indices.tolist(), best.values.tolist(), None
-            else:
-                q = self.sampler.draft_probs(row, growth.branch.tokens + growth.path_tokens(node), growth.branch)
-                tokens = [draw(q, growth.branch.rng)] if count == 1 else draw_siblings(
-                    q, count, growth.branch.rng, replacement=False
-                )  # fmt: skip
-                chances, q_row = q[tokens].tolist(), len(growth.q)
-                growth.q.append(q)
-            for token, chance in zip(tokens, chances, strict=True):
-                child = growth.add(token, node, chance, q_row)
-                below.append(child)
-                if read is not None:
-                    one.features[child] = read[place]
-        one.front = below
+        read = self._features(growth, scores) if self._watching else None
+        one.front = []
+        for place, (node, row) in enumerate(zip(front, scores.logits, strict=True)):
+            children = self.add_children(growth, node, row, count)
+            one.front += children
+            if read is not None:
+                one.features |= dict.fromkeys(children, read[place])
         one.levels += 1
 
-    def _features(self, growth: Growth, scores: Scores, logits: Tensor) -> Tensor:
+    def _features(self, growth: Growth, scores: Scores) -> Tensor:
         """``[R, F]`` what the decision model reads of the places that logits were asked for."""
         if self.reads == "q":
-            return q_features(logits)
+            return q_features(scores.logits)
         states = scores.hidden[_FINAL]
         first = len(growth.memory.scored) - len(states)
         return states[[row - first for row in scores.rows]]

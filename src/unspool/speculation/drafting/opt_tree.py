@@ -121,7 +121,7 @@ class OptTree(DraftModelDrafter):
         growing = [tree for tree in trees if tree is not None]
         while growing:
             scored = self.score([tree.growth for tree in growing], [tree.front for tree in growing])
-            logits = torch.cat([logits for _, logits in scored])
+            logits = torch.cat([scores.logits for scores in scored])
             log_probs, tokens = (
                 t.cpu() for t in most_probable(logits / made.temperature, max(tree.nodes for tree in growing))
             )

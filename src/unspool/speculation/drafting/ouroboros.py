@@ -171,8 +171,8 @@ class Ouroboros(DraftModelDrafter):
         while writing := [one for one in written if one is not None and not one.done]:
             nodes = [one.hang() for one in writing]
             scored = self.score([one.growth for one in writing], nodes)
-            for one, (_, logits) in zip(writing, scored, strict=True):
-                one.write(logits.argmax(dim=-1).tolist(), self._stops)
+            for one, scores in zip(writing, scored, strict=True):
+                one.write(scores.logits.argmax(dim=-1).tolist(), self._stops)
         return [
             Draft.empty() if one is None else self._lengthened(one, budget)
             for one, budget in zip(written, budgets, strict=True)

@@ -114,7 +114,7 @@ class RecursiveSpeculativeDecoding(DraftModelDrafter):
             if not levels:
                 break
             scored = self.score([level.growth for level in levels], [level.nodes for level in levels])
-            levels = [self._below(level, logits, place) for level, (_, logits) in zip(levels, scored, strict=True)]
+            levels = [self._below(level, scores.logits, place) for level, scores in zip(levels, scored, strict=True)]
         return [Draft.empty() if growth is None else growth.draft() for growth in growths]
 
     def _below(self, level: _Level, logits: Tensor, place: int) -> _Level:

@@ -160,7 +160,7 @@ class SpecExec(DraftModelDrafter):
             scored = self.score([search.growth for search in growing], [search.front for search in growing])
             sizes = [len(search.front) for search in growing]
             log_probs, tokens = (
-                t.cpu() for t in most_probable(torch.cat([logits for _, logits in scored]), made.branch_width)
+                t.cpu() for t in most_probable(torch.cat([scores.logits for scores in scored]), made.branch_width)
             )
             for search, chances, below in zip(growing, log_probs.split(sizes), tokens.split(sizes), strict=True):
                 search.add(chances, below)
