@@ -22,6 +22,7 @@ from unspool.core.model import LanguageModel
 from unspool.core.scores import Request
 from unspool.core.sockets import Budget, Controller, Part
 from unspool.core.tree import TokenTree
+from unspool.evaluation.reproductions._common import chi_square_tail
 from unspool.models.load import wrap
 from unspool.sampling.standard import SamplingSettings, StandardSampler
 
@@ -283,7 +284,7 @@ def _chi_square(observed: Tensor, expected: Tensor) -> float:
     if wanted[-1] < 1e-9:
         cells, wanted = cells[:-1], wanted[:-1]
     observed, expected = torch.tensor(cells, dtype=torch.float64), torch.tensor(wanted, dtype=torch.float64)
-    return _upper_tail(float(((observed - expected) ** 2 / expected).sum()), len(observed) - 1)
+    return chi_square_tail(float(((observed - expected) ** 2 / expected).sum()), len(observed) - 1)
 
 
 def _independence(table: Tensor) -> float:
@@ -292,10 +293,4 @@ def _independence(table: Tensor) -> float:
     counts = counts[counts.sum(dim=1) > 0][:, counts.sum(dim=0) > 0]
     expected = counts.sum(dim=1, keepdim=True) * counts.sum(dim=0, keepdim=True) / counts.sum()
     degrees = (counts.shape[0] - 1) * (counts.shape[1] - 1)
-    return _upper_tail(float(((counts - expected) ** 2 / expected).sum()), degrees)
-
-
-def _upper_tail(statistic: float, degrees: int) -> float:
-    """Of the chi-square distribution: a regularised incomplete gamma function."""
-    half = torch.tensor([max(degrees, 1) / 2, statistic / 2], dtype=torch.float64)
-    return float(torch.special.gammaincc(half[0], half[1]))
+    return chi_square_tail(float(((counts - expected) ** 2 / expected).sum()), degrees)

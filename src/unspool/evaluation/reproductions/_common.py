@@ -279,6 +279,15 @@ def agreement(model: LanguageModel, plain: Sequence[Continuation], other: Sequen
     return found
 
 
+# -- chance ------------------------------------------------------------------------------------------------------
+
+
+def chi_square_tail(statistic: float, degrees: int) -> float:
+    """p-value of Pearson's statistic: the upper tail is a regularised incomplete gamma function."""
+    half = torch.tensor([max(degrees, 1) / 2, statistic / 2], dtype=torch.float64)
+    return float(torch.special.gammaincc(half[0], half[1]))
+
+
 # -- timing -------------------------------------------------------------------------------------------------------
 
 

@@ -136,8 +136,8 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
         "accepted far more often than they are drawn, as the rows by draft probability show. Where two distributions "
         "are flat and alike, min(1, p/q) is high for every candidate, and a tree that trusts q grows too broad: it "
         "tries siblings of tokens that would have stood. The paper's targets are surer of their next token than a "
-        "model of 1.8M parameters. A smaller power of q (exponent) is the cure where it is needed; a fixed tree whose "
-        "shape was measured has it built in."
+        "model of 1.8M parameters. The rows of q^x say what a smaller power of q (exponent) changes; a fixed tree of "
+        "measured shape needs no such estimate."
     )
 
 

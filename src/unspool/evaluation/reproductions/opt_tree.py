@@ -123,8 +123,11 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
         lab.row(f"tokens per step, {nodes} nodes, estimates at temperature 1 (plain greedy)", plain.tau, published.tau)
         for name, rival in rivals.items():
             lab.row(f"tokens per step, {nodes} nodes ({name})", rival.tau, mine.tau)
-        same = agreement(lab.model, plain.runs, mine.runs)
-        lab.check(f"with {nodes} nodes the output is that of plain greedy decoding", str(same), same.identical)
+        for name, one in (("", mine), (", estimates at temperature 1", published)):
+            same = agreement(lab.model, plain.runs, one.runs)
+            lab.check(
+                f"with {nodes} nodes the output is that of plain greedy decoding{name}", str(same), same.identical
+            )
         if nodes == size.main:
             _criteria(lab, nodes, mine, published, rivals)
             _promises(lab, watched, temperature)
@@ -151,13 +154,13 @@ def _rivals(pair: Pair, nodes: int, rates: list[float], prompts: list[list[int]]
 
 def _criteria(lab: Lab, nodes: int, mine: Pace, published: Pace, rivals: dict[str, Pace]) -> None:
     best = max(rivals, key=lambda name: rivals[name].tau)
-    lab.check(
-        f"tokens per step with {nodes} nodes >= those of every other tree of that size, less 0.02",
-        f"{mine} against {rivals[best]} ({best})",
-        mine.tau >= rivals[best].tau - 0.02,
-        mine.not_below(rivals[best]),
-    )
     for name, one in (("", mine), (", estimates at temperature 1", published)):
+        lab.check(
+            f"tokens per step with {nodes} nodes >= those of every other tree of that size, less 0.02{name}",
+            f"{one} against {rivals[best]} ({best})",
+            one.tau >= rivals[best].tau - 0.02,
+            one.not_below(rivals[best]),
+        )
         lab.check(
             f"tokens per step with {nodes} nodes exceed a chain's by 8%{name}",
             f"{one} against {rivals['chain']}",

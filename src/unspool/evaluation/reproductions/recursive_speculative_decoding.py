@@ -15,7 +15,7 @@ from unspool.core.decode import Stop
 from unspool.core.events import Stepped
 from unspool.core.sockets import Distribution
 from unspool.core.tree import TokenTree
-from unspool.evaluation.reproductions._common import Lab, experiment
+from unspool.evaluation.reproductions._common import Lab, chi_square_tail, experiment
 from unspool.evaluation.reproductions._pair import TARGET, Pair, sampler
 from unspool.evaluation.reproductions._tree_baselines import IndependentChains, KSeq, Pace, exactness, pace
 from unspool.sampling.standard import StandardSampler
@@ -234,5 +234,4 @@ def _law(p: torch.Tensor, q: torch.Tensor, draws: int, replacement: bool, rng: t
         siblings = draw_siblings(q, 3, rng, replacement=False)
         place, rest = try_siblings(p, q, siblings, rng, replacement=replacement)
         seen[Distribution(rest).draw(rng) if place is None else siblings[place]] += 1
-    statistic = ((seen - p * draws) ** 2 / (p * draws)).sum() / 2
-    return float(torch.special.gammaincc(torch.tensor((len(p) - 1) / 2, dtype=torch.float64), statistic))
+    return chi_square_tail(float(((seen - p * draws) ** 2 / (p * draws)).sum()), len(p) - 1)
