@@ -29,6 +29,7 @@ from unspool.core.registry import registry
 from unspool.engine import Engine, load
 from unspool.evaluation.reproductions._common import Continuation, Lab, agreement, decode_all
 from unspool.models.costs import measure as costs
+from unspool.speculation.drafting._arms import parse_arm
 
 WIDTHS = (1, 2, 4, 8, 16, 24, 32, 64, 81)
 
@@ -61,12 +62,9 @@ class Result:
 
 def parse_method(text: str) -> tuple[str, dict[str, Any]]:
     """``slug:name=value:name=value`` to a slug and settings; ``plain`` is the loop without a drafter."""
-    slug, *pairs = text.strip().split(":")
+    slug, values = parse_arm(text)
     settings: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise InvalidInput(f"{text!r}: {pair!r} is no setting; write slug:name=value")
+    for name, value in values.items():
         try:
             settings[name] = json.loads(value)
         except json.JSONDecodeError:

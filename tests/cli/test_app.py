@@ -136,7 +136,12 @@ def test_interrupted_from_the_keyboard(run: Any, model: str, monkeypatch: pytest
         return score(*arguments, **more)
 
     monkeypatch.setattr(TransformersModel, "score", scored)
-    err = run("generate", "hello", "--model", model, "-n", 400, "--method", "plain", code=130).stderr
+    # A shell starts what runs in the background with this signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        err = run("generate", "hello", "--model", model, "-n", 400, "--method", "plain", code=130).stderr
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert re.search(r"^9 tokens · .* · interrupted$", err, re.M), err
 
 
