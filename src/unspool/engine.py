@@ -55,10 +55,12 @@ class Engine:
     Args:
         model: a backend, or any model of transformers.
         tokenizer: for a model of transformers.
+        loaded: the dtype and backend that it was asked for in; further models are loaded in the same way.
     """
 
-    def __init__(self, model: Any, tokenizer: Any = None) -> None:
+    def __init__(self, model: Any, tokenizer: Any = None, *, loaded: tuple[str, str] | None = None) -> None:
         self.model: LanguageModel = model if isinstance(model, LanguageModel) else wrap(model, tokenizer)
+        self._loaded = loaded
         self._compositions: dict[Any, Composition] = {}
         self._others: dict[str, LanguageModel] = {}
 
@@ -223,8 +225,9 @@ class Engine:
     def _other(self, name: str) -> LanguageModel:
         """A further model, loaded once."""
         if name not in self._others:
-            dtype = str(self.model.dtype).removeprefix("torch.")
-            self._others[name] = load_model(name, dtype=dtype, device=str(self.model.device), progress=False)
+            dtype, backend = self._loaded or (str(self.model.dtype).removeprefix("torch."), "transformers")
+            device = str(self.model.device)
+            self._others[name] = load_model(name, dtype=dtype, device=device, backend=backend, progress=False)
         return self._others[name]
 
     # -- text ------------------------------------------------------------------------------------------------------
@@ -266,7 +269,17 @@ def _frozen(values: Mapping[str, Any]) -> Any:
 
 
 def load(
-    name: str = "smollm2-135m", *, dtype: str = "float32", device: str | None = None, progress: bool = True
+    name: str = "smollm2-135m",
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    backend: str = "auto",
+    progress: bool = True,
 ) -> Engine:
-    """Load a model by name; see :func:`unspool.models.load.load_model`."""
-    return Engine(load_model(name, dtype=dtype, device=device, progress=progress))
+    """Load a model by name; see :func:`unspool.models.load.load_model`.
+
+    On a CPU the native runtime is used for what it runs, with the weights as the file holds them;
+    ``dtype="float32", backend="transformers"`` is the reference.
+    """
+    model = load_model(name, dtype=dtype, device=device, backend=backend, progress=progress)
+    return Engine(model, loaded=(dtype, backend))

@@ -14,6 +14,9 @@ from transformers import PreTrainedModel
 
 from unspool.core.model import LanguageModel
 from unspool.models.load import wrap
+from unspool.models.native.native_lm import NativeModel
+from unspool.models.native.network import Network
+from unspool.models.native.weights import PRECISIONS, TensorWeights
 
 VOCAB = 64
 CONTEXT = 128
@@ -52,9 +55,13 @@ _SEQ2SEQ: dict[str, Any] = {
 DECODERS = ("llama", "qwen2", "qwen3", "gemma3", "gpt2", "gpt-neox", "mistral")
 ENCODER_DECODERS = ("t5", "bart", "marian")
 RECURRENT = ("mamba", "mamba2", "jamba")
-TREES = (*DECODERS, *ENCODER_DECODERS)
+NATIVE = ("native-llama", "native-gemma3")
+"""Shapes of the native runtime, in single precision."""
+TREES = (*DECODERS, *ENCODER_DECODERS, *NATIVE)
 """Shapes whose backend scores trees."""
-SHAPES = (*TREES, *RECURRENT)
+ROUNDED = ("native-int4",)
+"""Whose own plain decoding is the yardstick: weights and states are rounded."""
+SHAPES = (*TREES, *RECURRENT, *ROUNDED)
 
 
 def config(shape: str) -> Any:
@@ -185,8 +192,26 @@ def _liven(model: nn.Module, rng: torch.Generator, share: float) -> None:
 @functools.cache
 def backend(shape: str, dtype: torch.dtype = torch.float64, noise: float = 0.0, tokenizer: Any = None) -> LanguageModel:
     """The backend of a shape; shared, so tests must leave it as they found it."""
-    lm = wrap(network(shape, dtype, noise=noise), name=f"tiny-{shape}")
+    lm = native(shape, noise=noise) if shape.startswith("native-") else wrap(network(shape, dtype, noise=noise))
+    lm.name = f"tiny-{shape}"
     lm.tokenizer = tokenizer
+    return lm
+
+
+def native(shape: str, *, noise: float = 0.0) -> NativeModel:
+    """A shape of the native runtime; ``model`` is the network in double precision that it is made from.
+
+    Args:
+        shape: ``native-`` and a shape of :data:`DECODERS`, or the precision of a Llama's weights.
+        noise: as in :func:`network`.
+    """
+    what = shape.removeprefix("native-")
+    precision, inner = (what, "llama") if what in PRECISIONS else ("float32", what)
+    whole = network(inner, torch.float64, noise=noise)
+    tensors = {name: tensor.float() for name, tensor in whole.state_dict().items()}
+    made = Network(whole.config, TensorWeights(tensors, precision), half_cache=False)
+    lm = NativeModel(made, whole.config, precision=precision)
+    lm.model = whole  # type: ignore[attr-defined]
     return lm
 
 

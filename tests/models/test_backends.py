@@ -13,6 +13,7 @@ from tests.models.shapes import (
     CONTEXT,
     DECODERS,
     ENCODER_DECODERS,
+    NATIVE,
     RECURRENT,
     SHAPES,
     SHORT_CONTEXT,
@@ -29,10 +30,14 @@ from unspool.core.errors import Incompatible, InvalidInput
 from unspool.core.model import Cache, Capability, LanguageModel
 from unspool.core.scores import Request, Scores, Want
 from unspool.core.tree import TokenTree
-from unspool.models.kv import KVCache, KVPass
+from unspool.models.kv import KVCache
+from unspool.models.kv_pass import KVPass
 from unspool.models.load import wrap
 from unspool.models.seq2seq import Seq2SeqModel
 from unspool.models.transformers_lm import TransformersModel
+
+HOOKED = [shape for shape in TREES if shape not in NATIVE]
+"""Networks of transformers, in any precision of floats."""
 
 TREE = TokenTree([1, 2, 3, 4, 5, 6, 7, 8, 2], [-1, -1, 0, 0, 1, 2, 5, 6, -1])
 # Double precision: what is left is the order of summation.
@@ -44,7 +49,11 @@ CLOSE_STATES = {"atol": 2e-4, "rtol": 2e-4}
 
 
 def close(shape: str) -> dict[str, float]:
-    return CLOSE_STATES if shape in RECURRENT else CLOSE
+    return CLOSE_STATES if shape in (*RECURRENT, *NATIVE) else CLOSE
+
+
+def close_eager(shape: str) -> dict[str, float]:
+    return close(shape) if shape in NATIVE else CLOSE_EAGER
 
 
 @torch.no_grad()
@@ -146,7 +155,7 @@ def test_prefill_in_pieces(shape: str, chunk: int) -> None:
     pieces = lm.prefill(cache, tokens, chunk=chunk)
     assert cache.length == len(tokens)
     assert len(pieces) == -(-len(tokens) // chunk)
-    torch.testing.assert_close(torch.cat([piece.logits for piece in pieces]), expected, **CLOSE)
+    torch.testing.assert_close(torch.cat([piece.logits for piece in pieces]).double(), expected, **close(shape))
 
 
 def test_prefill_rows_are_of_the_whole_text(shape: str) -> None:
@@ -156,7 +165,7 @@ def test_prefill_rows_are_of_the_whole_text(shape: str) -> None:
     tokens = [*start, 5, 6, 7, 8, 9] if shape in ENCODER_DECODERS else text
     pieces = lm.prefill(cache, tokens, rows=[1, 4], chunk=3)
     expected = plain(lm, text if shape in ENCODER_DECODERS else [], tokens)[[1, 4]]
-    torch.testing.assert_close(torch.cat([piece.logits for piece in pieces]), expected, **CLOSE)
+    torch.testing.assert_close(torch.cat([piece.logits for piece in pieces]).double(), expected, **close(shape))
 
 
 def test_a_committed_path_is_the_text_from_then_on(shape: str) -> None:
@@ -329,7 +338,7 @@ def test_hidden_states(shape: str) -> None:
                 mine = scores.hidden[layer]
                 assert mine.shape == (len(TREE), lm.hidden_size)
                 # Transformers' last entry is behind the final norm, as -1 is here.
-                torch.testing.assert_close(mine[node], states[layer][0, -1], **CLOSE_EAGER)
+                torch.testing.assert_close(mine[node].double(), states[layer][0, -1], **close_eager(shape))
 
 
 def test_the_head_reads_the_last_hidden_state(shape: str) -> None:
@@ -358,12 +367,15 @@ def test_attentions(shape: str) -> None:
             for node in (3, 7):
                 _, expected = plain_inside(lm, text, [*start, *TREE.path_tokens(node)])
                 columns = [*range(cache.length), *(cache.length + n for n in TREE.path(node))]
-                torch.testing.assert_close(weights[:, node, columns], expected[layer][0, :, -1], **CLOSE_EAGER)
+                torch.testing.assert_close(
+                    weights[:, node, columns].double(), expected[layer][0, :, -1], **close_eager(shape)
+                )
     for node in range(len(TREE)):
         expected = plain(lm, texts[0], [*started[0][1], *TREE.path_tokens(node)])[-1]
-        torch.testing.assert_close(answers[0].at(node), expected, **CLOSE_EAGER)
+        torch.testing.assert_close(answers[0].at(node).double(), expected, **close_eager(shape))
 
 
+@pytest.mark.parametrize("shape", HOOKED)
 def test_asking_for_the_inside_leaves_nothing_behind(shape: str) -> None:
     lm: Any = backend(shape)
     cache, _ = begin(lm, prompts(1))[0]
@@ -527,6 +539,7 @@ def test_requests_that_make_no_sense(shape: str) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.35)])
+@pytest.mark.parametrize("shape", HOOKED)
 def test_precisions(shape: str, dtype: torch.dtype, tolerance: float) -> None:
     exact, lm = backend(shape), backend(shape, dtype)
     assert lm.dtype == dtype
@@ -542,6 +555,7 @@ def test_precisions(shape: str, dtype: torch.dtype, tolerance: float) -> None:
         torch.testing.assert_close(scores.at(node).double(), expected, atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize("shape", HOOKED)
 def test_double_precision_stays(shape: str) -> None:
     cache, _ = begin(backend(shape), prompts(1))[0]
     assert backend(shape).score([Request(cache, TREE)])[0].logits.dtype == torch.float64

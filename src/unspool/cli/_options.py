@@ -17,7 +17,8 @@ from unspool.models.catalogue import CATALOGUE
 
 DEFAULT_MODEL: str = next(iter(CATALOGUE))
 DEFAULT_METHOD: str = _declared.constant("engine.py", "DEFAULT_METHOD")
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64", "int8", "int4")
+BACKENDS = ("auto", "native", "transformers")
 
 SAMPLING, RUNNING, SHOWING = "Sampling", "Model and machine", "Output"
 
@@ -33,6 +34,10 @@ def complete_method(incomplete: str) -> list[tuple[str, str]]:
 
 def complete_dtype(incomplete: str) -> list[str]:
     return [dtype for dtype in DTYPES if dtype.startswith(incomplete)]
+
+
+def complete_backend(incomplete: str) -> list[str]:
+    return [backend for backend in BACKENDS if backend.startswith(incomplete)]
 
 
 Model = Annotated[
@@ -75,7 +80,20 @@ System = Annotated[str | None, typer.Option("--system", help="What the model is 
 Dtype = Annotated[
     str,
     typer.Option(
-        "--dtype", help=f"Of the weights: {', '.join(DTYPES)}.", autocompletion=complete_dtype, rich_help_panel=RUNNING
+        "--dtype",
+        help=f"Of the weights: {', '.join(DTYPES)}. `auto` takes what the file holds, blocks of 4 bits as they are.",
+        autocompletion=complete_dtype,
+        rich_help_panel=RUNNING,
+    ),
+]
+Backend = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        help="The native runtime (Llama, Mistral, Qwen 2 and 3, Gemma 3 on a CPU) or transformers (everything); `auto` "
+        "takes the first where it can.",
+        autocompletion=complete_backend,
+        rich_help_panel=RUNNING,
     ),
 ]
 Device = Annotated[

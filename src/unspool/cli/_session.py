@@ -37,7 +37,13 @@ def check(method: str, sampling: Mapping[str, Any]) -> None:
 
 
 def open_engine(
-    model: str, *, dtype: str = "float32", device: str | None = None, threads: int | None = None, quiet: bool = False
+    model: str,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+    quiet: bool = False,
 ) -> Engine:
     """Load a model, with a spinner, or with the bars of the download if it has to be fetched first."""
     with _terminal.working("Starting", quiet=quiet):
@@ -49,8 +55,9 @@ def open_engine(
         torch.set_num_threads(threads)
     if is_cached(model):
         with _terminal.working(f"Loading {model}", quiet=quiet):
-            return load(model, dtype=dtype, device=device, progress=False)
-    return load(model, dtype=dtype, device=device, progress=not quiet and _terminal.errors().is_terminal)
+            return load(model, dtype=dtype, device=device, backend=backend, progress=False)
+    shown = not quiet and _terminal.errors().is_terminal
+    return load(model, dtype=dtype, device=device, backend=backend, progress=shown)
 
 
 def used_settings(composition: Composition, *, changed_only: bool = False) -> dict[str, dict[str, Any]]:

@@ -45,7 +45,8 @@ def chat(
     max_new_tokens: _options.MaxNewTokens = 512,
     seed: _options.Seed = 0,
     model: _options.Model = _options.DEFAULT_MODEL,
-    dtype: _options.Dtype = "float32",
+    dtype: _options.Dtype = "auto",
+    backend: _options.Backend = "auto",
     device: _options.Device = None,
     threads: _options.Threads = None,
     quiet: _options.Quiet = False,
@@ -59,7 +60,9 @@ def chat(
 
         _session.check(method, sampling)
         Stop(max_new_tokens)
-    engine = _session.open_engine(model, dtype=dtype, device=device, threads=threads, quiet=quiet or as_json)
+    engine = _session.open_engine(
+        model, dtype=dtype, device=device, backend=backend, threads=threads, quiet=quiet or as_json
+    )
     if not getattr(engine.model.tokenizer, "chats", False):
         raise InvalidInput(f"{model} has no chat template: it continues texts (unspool generate), it does not converse")
     options: dict[str, Any] = {"draft": draft, "settings": settings, "seed": seed, "max_new_tokens": max_new_tokens}

@@ -44,7 +44,8 @@ def demo(
     draft: _options.Draft = None,
     max_new_tokens: _options.MaxNewTokens = 160,
     model: _options.Model = _options.DEFAULT_MODEL,
-    dtype: _options.Dtype = "float32",
+    dtype: _options.Dtype = "auto",
+    backend: _options.Backend = "auto",
     device: _options.Device = None,
     threads: _options.Threads = None,
     trace: Annotated[
@@ -65,7 +66,9 @@ def demo(
     settings = _options.parse_settings(setting)
     with _terminal.working("Starting", quiet=quiet or as_json):
         _session.check(method, {})
-    engine = _session.open_engine(model, dtype=dtype, device=device, threads=threads, quiet=quiet or as_json)
+    engine = _session.open_engine(
+        model, dtype=dtype, device=device, backend=backend, threads=threads, quiet=quiet or as_json
+    )
     composition = engine.compose(method, draft=draft, settings=settings)
     if not (composition.lossless and composition.sampler.card.lossless):
         raise Incompatible(

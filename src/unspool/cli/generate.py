@@ -58,7 +58,8 @@ def generate(
     deadline: Annotated[float | None, typer.Option("--deadline", help="Seconds after which to stop.")] = None,
     seed: _options.Seed = 0,
     model: _options.Model = _options.DEFAULT_MODEL,
-    dtype: _options.Dtype = "float32",
+    dtype: _options.Dtype = "auto",
+    backend: _options.Backend = "auto",
     device: _options.Device = None,
     threads: _options.Threads = None,
     show_drafts: Annotated[
@@ -99,7 +100,9 @@ def generate(
         _session.check(method, sampling)
         Stop(max_new_tokens, None, tuple(stop or ()), deadline)
 
-    engine = _session.open_engine(model, dtype=dtype, device=device, threads=threads, quiet=quiet_progress)
+    engine = _session.open_engine(
+        model, dtype=dtype, device=device, backend=backend, threads=threads, quiet=quiet_progress
+    )
     composition = engine.compose(method, draft=draft, settings=settings, **sampling)
     if show_drafts and composition.search is not None:
         raise InvalidInput(f"{method} searches along several texts at once, which no stream can show: use --trace")

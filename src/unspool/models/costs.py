@@ -132,6 +132,7 @@ def _fingerprint(model: LanguageModel) -> str:
         model.num_layers,
         parameters,
         str(model.dtype),
+        getattr(model, "precision", None),
         str(model.device),
         chip,
         platform.machine(),

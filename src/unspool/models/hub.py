@@ -95,7 +95,8 @@ def resolve(
             (``stdlib-pair/target``, see :mod:`unspool.models.artefacts`); a folder with ``config.json``; a .gguf file;
             an id of the Hugging Face hub, ``organisation/name`` with an optional ``@revision``, or
             ``organisation/name:file.gguf``. A name goes before a folder of that name: ``./name`` is the folder.
-        dtype: the type that a GGUF file's weights are converted to (:data:`unspool.models.gguf.DTYPES`).
+        dtype: the type that a GGUF file's weights are converted to (:data:`unspool.models.gguf.DTYPES`), or
+            ``blocks`` to leave them in the file, which :attr:`ModelSource.gguf` names then.
         progress: show bars on standard error.
         accept_terms: asked once before a model with terms is downloaded. Without it the terms are printed on standard
             error and the download goes on.
@@ -200,10 +201,13 @@ def remove(name: str | os.PathLike[str]) -> int:
 
 def _packaged(model: PackagedModel, dtype: str, progress: bool, accept_terms: AcceptTerms | None) -> ModelSource:
     folder = _converted_folder(model.name, model.gguf_sha256, dtype)
-    if not gguf.is_converted(folder):
+    ready = gguf.is_converted(folder) and (dtype != gguf.BLOCKS or is_unpacked(model))
+    if not ready:
         with lock(model.name):
+            if dtype == gguf.BLOCKS and not is_unpacked(model):
+                fetch(model, 0, progress, accept_terms)
             if not gguf.is_converted(folder):  # another process may have been at it while we waited
-                converted = model.parameters * (4 if dtype == "float32" else 2)
+                converted = 0 if dtype == gguf.BLOCKS else model.parameters * (4 if dtype == "float32" else 2)
                 fetch(model, converted, progress, accept_terms)
                 about = {"origin": model.origin, "license": model.license, "sha256": model.gguf_sha256}
                 _convert(packaged_gguf(model), folder, dtype, about, model.name, progress)
@@ -403,7 +407,7 @@ def _converted_folder(label: str, sha256: str, dtype: str) -> Path:
 
 
 def _conversions(label: str, sha256: str) -> list[Path]:
-    return [_converted_folder(label, sha256, dtype) for dtype in gguf.DTYPES]
+    return [_converted_folder(label, sha256, dtype) for dtype in (*gguf.DTYPES, gguf.BLOCKS)]
 
 
 def _content_hash(path: Path) -> str:

@@ -1,25 +1,27 @@
-"""From a name to a model that scores."""
+"""From a name to a model that scores.
+
+Transformers takes seconds to import and is only asked for by what it runs.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
-from unspool.core.errors import InvalidInput, WeightsError
+from unspool.core.errors import Incompatible, InvalidInput, WeightsError
 from unspool.core.model import LanguageModel
 from unspool.models.borrowed import read_borrowed
-from unspool.models.few_rows import use_few_rows
 from unspool.models.hub import ModelSource, resolve
-from unspool.models.recurrent import RecurrentModel, is_recurrent
-from unspool.models.seq2seq import Seq2SeqModel
-from unspool.models.tokenizer import TextTokenizer
-from unspool.models.transformers_lm import TransformersModel
+from unspool.models.progress import console
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+AUTO = "auto"
+BACKENDS = (AUTO, "native", "transformers")
+INTEGERS = ("int8", "int4")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -34,6 +36,10 @@ def wrap(model: PreTrainedModel, tokenizer: Any = None, name: str = "") -> Langu
     Raises:
         Incompatible: if its layers are of a kind that cannot be driven.
     """
+    from unspool.models.recurrent import RecurrentModel, is_recurrent
+    from unspool.models.seq2seq import Seq2SeqModel
+    from unspool.models.transformers_lm import TransformersModel
+
     if model.config.is_encoder_decoder:
         return Seq2SeqModel(model, tokenizer, name)
     if is_recurrent(model.config.get_text_config(decoder=True)):
@@ -41,29 +47,73 @@ def wrap(model: PreTrainedModel, tokenizer: Any = None, name: str = "") -> Langu
     return TransformersModel(model, tokenizer, name)
 
 
-def load_model(name: str, *, dtype: str = "float32", device: str | None = None, progress: bool = True) -> LanguageModel:
+def load_model(
+    name: str,
+    *,
+    dtype: str = "float32",
+    device: str | None = None,
+    backend: str = "transformers",
+    progress: bool = True,
+) -> LanguageModel:
     """Find a model's weights, fetch them if need be, and load them.
 
     Args:
         name: of a packaged model (``smollm2-135m``) or a trained one (``stdlib-pair/target``), a local folder or GGUF
             file, or a Hugging Face id.
-        dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``.
+        dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``; for the native runtime ``int8`` and ``int4``
+            instead of the last. ``auto`` is what a file holds for the native runtime, and ``float32`` elsewhere.
         device: as torch spells it; by default a GPU if there is one.
+        backend: ``transformers``, ``native`` (see :mod:`unspool.models.native`), or ``auto``: the native runtime on a
+            CPU for the architectures that it runs, transformers otherwise.
         progress: whether to show bars.
 
     Raises:
-        InvalidInput: for a name, dtype or device that does not exist.
+        InvalidInput: for a name, dtype, device or backend that does not exist.
         DownloadError: if the weights cannot be fetched.
         WeightsError: if they are damaged.
         Incompatible: if the architecture cannot be driven.
     """
-    if dtype not in DTYPES:
-        raise InvalidInput(f"dtype is {dtype!r}; it can be {', '.join(DTYPES)}")
+    if backend not in BACKENDS:
+        raise InvalidInput(f"backend is {backend!r}; it can be {', '.join(BACKENDS)}")
+    if dtype not in (*DTYPES, AUTO, *INTEGERS):
+        raise InvalidInput(f"dtype is {dtype!r}; it can be {', '.join((AUTO, *DTYPES, *INTEGERS))}")
     place = _device(device)
+    if backend != "transformers" and (native := _native(name, dtype, place, backend, progress)) is not None:
+        return native
+    if dtype in INTEGERS:
+        raise InvalidInput(f"dtype is {dtype!r}, which the native runtime has; this model runs with transformers here")
+    from unspool.models.few_rows import use_few_rows
+    from unspool.models.tokenizer import TextTokenizer
+
+    dtype = "float32" if dtype == AUTO else dtype
     source = resolve(name, progress=progress)
     model, tokenizer = _read(source, DTYPES[dtype], progress)
     use_few_rows(model)
     return wrap(model.to(place), TextTokenizer(tokenizer) if tokenizer is not None else None, name)
+
+
+def _native(name: str, dtype: str, place: torch.device, backend: str, progress: bool) -> LanguageModel | None:
+    """The model in the native runtime; ``None`` where ``auto`` is to take transformers."""
+    from unspool.models.native.library import NoCompiler
+    from unspool.models.native.loading import load_native
+
+    if place.type != "cpu":
+        if backend == AUTO:
+            return None
+        raise InvalidInput(f"the native runtime runs on the CPU; the device is {place}")
+    if backend == AUTO and dtype == "float64":
+        return None
+    try:
+        return load_native(name, dtype=dtype, progress=progress)
+    except NoCompiler as error:
+        if backend != AUTO:
+            raise
+        console().print(f"{name} runs with transformers, which is slower: {error}", style="yellow", markup=False)
+    except Incompatible:
+        # Another architecture: that is what the other backend is for.
+        if backend != AUTO:
+            raise
+    return None
 
 
 def _device(device: str | None) -> torch.device:
@@ -79,8 +129,12 @@ def _device(device: str | None) -> torch.device:
 
 
 def _read(source: ModelSource, dtype: torch.dtype, progress: bool) -> tuple[PreTrainedModel, Any]:
+    import transformers
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
     path = str(source.path)
-    quiet = _quiet_bars(progress)
+    quiet = quiet_bars(progress)
     try:
         with quiet:
             config = AutoConfig.from_pretrained(path)
@@ -117,7 +171,7 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-class _quiet_bars:
+class quiet_bars:
     """Transformers' own bars, off unless wanted; what the user had set before comes back."""
 
     def __init__(self, wanted: bool) -> None:

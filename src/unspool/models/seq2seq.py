@@ -17,7 +17,8 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, Pre
 
 from unspool.core.errors import Incompatible, InvalidInput
 from unspool.core.model import Cache, Capability
-from unspool.models.kv import KVCache, KVPass, KVPool
+from unspool.models.kv import KVCache, KVPool
+from unspool.models.kv_pass import KVPass
 from unspool.models.tokenizer import TextTokenizer
 from unspool.models.transformers_lm import TransformersModel
 

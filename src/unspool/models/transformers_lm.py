@@ -21,8 +21,10 @@ from unspool.core.model import Cache, Capability, LanguageModel
 from unspool.core.scores import LOGITS, Request, Scores, Want
 from unspool.core.tree import ROOT, TokenTree
 from unspool.models.attention import attending, can_be_asked
+from unspool.models.checks import check
 from unspool.models.few_rows import FewRowsLinear
-from unspool.models.kv import KVCache, KVPass, KVPool
+from unspool.models.kv import KVCache, KVPool
+from unspool.models.kv_pass import KVPass
 from unspool.models.memory import Footprint, Ledger
 from unspool.models.tokenizer import TextTokenizer
 
@@ -224,7 +226,7 @@ class TransformersModel(LanguageModel):
         order = sorted(range(len(requests)), key=lambda i: requests[i].cache.slot)  # type: ignore[attr-defined]
         batch = [requests[i] for i in order]
         caches: list[KVCache] = [request.cache for request in batch]  # type: ignore[misc]
-        self._check(batch, caches, layers)
+        check(self, batch, caches, layers)
         if want.split:
             self.require(frozenset({Capability.SPLIT_ATTENTION}), "split attention")
         if want.queries:
@@ -332,33 +334,6 @@ class TransformersModel(LanguageModel):
 
     def _attentions(self, out: Any) -> tuple[Tensor, ...]:
         return tuple(out.attentions)
-
-    def _check(self, batch: Sequence[Request], caches: Sequence[KVCache], layers: Sequence[int] | None) -> None:
-        if len({id(cache) for cache in caches}) < len(caches):
-            raise InvalidInput("one cache stands in two requests of a batch; fork it")
-        for request, cache in zip(batch, caches, strict=True):
-            tree = request.tree
-            if not request.known < len(tree):
-                raise InvalidInput(f"nothing to score: {request.known} of {len(tree)} nodes are known already")
-            if request.known > cache.scored:
-                raise InvalidInput(f"{request.known} nodes are said to be known; the cache holds {cache.scored}")
-            low, high = min(tree.token_list), max(tree.token_list)
-            if low < 0 or high >= self.vocab_size:
-                wrong = low if low < 0 else high
-                raise InvalidInput(
-                    f"token {wrong} is outside of the vocabulary of {self.name} (0 to {self.vocab_size - 1})"
-                )
-            if self.context_length is not None and cache.length + tree.depth > self.context_length:
-                raise InvalidInput(
-                    f"{cache.length} cached and {tree.depth} new positions exceed the context of {self.name}, "
-                    f"{self.context_length}"
-                )
-        if layers is not None:
-            self.require(frozenset({Capability.LAYER_RANGES}), "a range of layers")
-        if layers is not None and (
-            not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= self.num_layers
-        ):
-            raise InvalidInput(f"layers {list(layers)} must ascend within 0 to {self.num_layers - 1}")
 
     def _masks(
         self, batch: Sequence[Request], caches: Sequence[KVCache], positions: Tensor, width: int, end: int

@@ -18,7 +18,6 @@ from torch import Tensor
 from unspool.core.errors import Incompatible, InvalidInput
 from unspool.core.model import Capability, LanguageModel
 from unspool.core.scores import LOGITS, Request, Scores, Want
-from unspool.models.transformers_lm import TransformersModel
 from unspool.models.wrapped import WrappedModel
 
 _FINAL = -1
@@ -42,6 +41,8 @@ class TrimmedHead(WrappedModel):
 
     def __init__(self, model: LanguageModel, kept: Sequence[int]) -> None:
         super().__init__(model)
+        from unspool.models.transformers_lm import TransformersModel
+
         self.saves = isinstance(model, TransformersModel) and Capability.HIDDEN_STATES in model.capabilities
         self._base = self._measured() if self.saves else None
         self.keep(kept)
@@ -83,6 +84,8 @@ class TrimmedHead(WrappedModel):
     @torch.no_grad()
     def _measured(self) -> tuple[Tensor, Tensor | None]:
         """The head's matrix ``[V, d]`` and its offset ``[V]``; sets the cap and the scale."""
+        from unspool.models.transformers_lm import TransformersModel
+
         assert isinstance(self.inner, TransformersModel)
         head = self.inner.model.get_output_embeddings()
         weight: Tensor = head.weight

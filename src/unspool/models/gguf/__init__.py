@@ -22,6 +22,7 @@ another shape than the network wants is an error, never a guess.
 
 from unspool.models.gguf.architectures import ARCHITECTURES
 from unspool.models.gguf.conversion import (
+    BLOCKS,
     CONVERTER_VERSION,
     DTYPES,
     check_dtype,
@@ -33,6 +34,7 @@ from unspool.models.gguf.header import GGUFFile, TensorInfo, check_magic, read
 
 __all__ = [
     "ARCHITECTURES",
+    "BLOCKS",
     "CONVERTER_VERSION",
     "DTYPES",
     "GGUFFile",

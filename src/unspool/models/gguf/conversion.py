@@ -26,6 +26,9 @@ CONVERTER_VERSION = 1
 DTYPES = ("float32", "bfloat16", "float16")
 """The types that weights can be written in. float32 is exact: it is what the formats are defined to unpack to."""
 
+BLOCKS = "blocks"
+"""Instead of a type: the weights stay in the file, for a runtime that reads its blocks; all else is written."""
+
 SHARD_BYTES = 4 * 1024**3
 """Weights are written in files of about this size, so that memory never holds more than one of them."""
 
@@ -35,7 +38,7 @@ NOTES = "unspool.json"
 
 def check_dtype(dtype: str) -> None:
     """Raises InvalidInput for a type that weights cannot be written in."""
-    if dtype not in DTYPES:
+    if dtype not in (*DTYPES, BLOCKS):
         raise InvalidInput(f"dtype {dtype!r} is not one that weights can be written in: {', '.join(DTYPES)}.")
 
 
@@ -54,6 +57,8 @@ def is_converted(folder: Path) -> bool:
 def converted_bytes(file: GGUFFile, dtype: str = "float32") -> int:
     """Bytes of the weights when written in ``dtype``."""
     check_dtype(dtype)
+    if dtype == BLOCKS:
+        return 0
     return sum(math.prod(info.shape) for info in file.tensors.values()) * (4 if dtype == "float32" else 2)
 
 
@@ -73,7 +78,7 @@ def convert(
     Args:
         path: the .gguf file.
         folder: the folder to make.
-        dtype: one of :data:`DTYPES`; float32 keeps every value.
+        dtype: one of :data:`DTYPES`; float32 keeps every value. :data:`BLOCKS` writes no weights.
         source: what ``unspool.json`` in the folder says of where the file came from.
         on_progress: called with (bytes of tensors read, bytes of all tensors).
 
@@ -127,13 +132,14 @@ def _write_model(
     stops = specials.stops[0] if len(specials.stops) == 1 else (specials.stops or None)
     tokens = {"bos_token_id": specials.bos, "eos_token_id": stops, "pad_token_id": specials.padding}
     try:
-        config = AutoConfig.for_model(**settings, **tokens, dtype=dtype)
+        config = AutoConfig.for_model(**settings, **tokens, dtype="float32" if dtype == BLOCKS else dtype)
     except Exception as error:  # transformers checks each class by rules of its own, and raises what it likes
         reason = " ".join(str(error).split())
         raise WeightsError(f"{file.path} states a network that transformers refuses: {reason}") from error
     parameters = _match(file, architecture, config)
 
-    _write_weights(file, architecture, parameters, folder, dtype, on_progress)
+    if dtype != BLOCKS:
+        _write_weights(file, architecture, parameters, folder, dtype, on_progress)
     config.save_pretrained(folder)
     GenerationConfig(**tokens).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

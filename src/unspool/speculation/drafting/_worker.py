@@ -37,7 +37,6 @@ from unspool.core.errors import Incompatible, InvalidInput, UnspoolError
 from unspool.core.model import Cache, Capability, LanguageModel
 from unspool.core.sockets import Budget
 from unspool.core.tree import ROOT
-from unspool.models.transformers_lm import TransformersModel
 from unspool.speculation.drafting._draft_caches import DraftModelDrafter, Growth
 
 Guess = tuple[int, float]
@@ -267,6 +266,8 @@ class Scribe:
 
 
 def _place(model: LanguageModel, device: str) -> None:
+    from unspool.models.transformers_lm import TransformersModel
+
     if not isinstance(model, TransformersModel):
         raise Incompatible(f"{model.name} cannot be moved to {device!r}: only models of transformers can")
     try:

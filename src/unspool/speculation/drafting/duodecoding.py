@@ -43,7 +43,6 @@ from unspool.core.model import LanguageModel
 from unspool.core.registry import register
 from unspool.core.sockets import Budget, Draft, Drafter, Observation, Setup
 from unspool.core.tree import TokenTree
-from unspool.models.transformers_lm import TransformersModel
 from unspool.speculation.drafting._draft_caches import DraftModelDrafter, common_length
 from unspool.speculation.drafting._worker import (
     DraftWorkerError,
@@ -209,12 +208,14 @@ class DuoDecoding(Drafter):
             )
 
     def _shares_network(self, target: LanguageModel) -> bool:
-        networks = [model.model if isinstance(model, TransformersModel) else model for model in (target, self.model)]
-        return networks[0] is networks[1]
+        first, second = (getattr(model, "model", model) for model in (target, self.model))
+        return first is second
 
     def _choose(self, target: LanguageModel) -> str:
         if self.settings.executor != "auto":
             return self.settings.executor
+        from unspool.models.transformers_lm import TransformersModel
+
         if not isinstance(self.model, TransformersModel) or self._shares_network(target) or (os.cpu_count() or 1) < 2:
             return "inline"
         if torch.device(self.settings.device or self.model.device).type != "cpu":

@@ -1,0 +1,90 @@
+"""From a model's files to the native runtime."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from unspool.core.errors import Incompatible, InvalidInput, WeightsError
+from unspool.models import gguf
+from unspool.models.borrowed import read_borrowed
+from unspool.models.hub import ModelSource, resolve
+from unspool.models.native.families import Shape
+from unspool.models.native.library import kernels
+from unspool.models.native.native_lm import NativeModel
+from unspool.models.native.network import Network
+from unspool.models.native.weights import PRECISIONS, GGUFWeights, Weights, folder_weights
+
+AUTO = "auto"
+
+
+def load_native(name: str, *, dtype: str = AUTO, progress: bool = True) -> NativeModel:
+    """Load a model for the native runtime.
+
+    Args:
+        name: as for :func:`unspool.models.load.load_model`.
+        dtype: of the weights: ``auto`` for what the file holds (the very blocks of a GGUF file), or one of
+            ``float32``, ``bfloat16``, ``float16``, ``int8`` and ``int4``.
+        progress: whether to show bars.
+
+    Raises:
+        InvalidInput: for a name or dtype that does not exist.
+        Incompatible: if the runtime does not run its architecture.
+        NoCompiler: if the kernels cannot be built here.
+        DownloadError, WeightsError: as for :func:`unspool.models.load.load_model`.
+    """
+    if dtype not in (AUTO, *PRECISIONS):
+        raise InvalidInput(f"dtype is {dtype!r}; the native runtime has {', '.join((AUTO, *PRECISIONS))}")
+    kernels()
+    source = resolve(name, dtype=gguf.BLOCKS if dtype == AUTO else "float32", progress=progress)
+    folder = Path(source.path)
+    if read_borrowed(folder) is not None:
+        raise Incompatible(f"{name} shares tensors with another model, which the native runtime does not read")
+    config = _config(folder)
+    Shape.of(config)
+    weights, precision = _weights(source, folder, config, dtype)
+    network = Network(config, weights)
+    return NativeModel(
+        network, config, _tokenizer(source, folder), name, stop_tokens=_stops(folder, config), precision=precision
+    )
+
+
+def _config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(folder)).get_text_config(decoder=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"the configuration in {folder} cannot be read: {error}") from error
+
+
+def _weights(source: ModelSource, folder: Path, config: Any, dtype: str) -> tuple[Weights, str]:
+    """The weights, and their precision for people."""
+    if dtype == AUTO and source.gguf is not None:
+        file = gguf.read(source.gguf)
+        return GGUFWeights(file), f"{file.tensors['blk.0.ffn_up.weight'].kind} of {source.gguf.name}"
+    stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    precision = (stored if stored in PRECISIONS else "float32") if dtype == AUTO else dtype
+    return folder_weights(folder, precision), precision
+
+
+def _tokenizer(source: ModelSource, folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    from unspool.models.tokenizer import TextTokenizer
+
+    try:
+        return TextTokenizer(AutoTokenizer.from_pretrained(str(folder)))
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"the tokenizer of {source.name} cannot be loaded from {folder}: {error}") from error
+
+
+def _stops(folder: Path, config: Any) -> frozenset[int]:
+    """The tokens that end a text, by the generation config first, then the model's."""
+    file = folder / "generation_config.json"
+    told = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    stops = told if told is not None else getattr(config, "eos_token_id", None)
+    if stops is None:
+        return frozenset()
+    return frozenset(stops) if isinstance(stops, list) else frozenset({int(stops)})
