@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--methods", default=",".join(METHODS), help="the rivals, by commas; the first is the plain one"
     )
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--auto", default="auto", help="what is compared with them")
     parser.add_argument("--prompts", type=int, default=2, help="of every category")
     parser.add_argument("--new-tokens", type=int, default=128)
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if min(options.prompts, options.new_tokens) < 1:
             raise InvalidInput("--prompts and --new-tokens must be at least 1")
         torch.set_num_threads(options.threads or os.cpu_count() or 1)
-        engine = load(options.model, progress=sys.stderr.isatty())
+        engine = load(options.model, dtype=options.dtype, backend=options.backend, progress=sys.stderr.isatty())
         path = find_data("spec_bench.jsonl", options.data)
         prompts = load_prompts(path if path is not None else "builtin-text")
         rivals = [name.strip() for name in options.methods.split(",") if name.strip()]

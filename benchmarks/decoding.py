@@ -153,7 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="a packaged model, a folder, a GGUF file, or a hub id")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--methods", default="plain,prompt-lookup,token-recycling:nodes=16,auto", help="by commas")
     parser.add_argument("--prompts", type=int, default=8, help="how many are counted")
     parser.add_argument("--new-tokens", type=int, default=64)
@@ -172,10 +173,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if min(options.prompts, options.new_tokens, options.rounds, options.context) < 1:
             raise InvalidInput("--prompts, --new-tokens, --rounds and --context must be at least 1")
         torch.set_num_threads(options.threads or os.cpu_count() or 1)
-        engine = load(options.model, dtype=options.dtype, progress=sys.stderr.isatty())
+        engine = load(options.model, dtype=options.dtype, backend=options.backend, progress=sys.stderr.isatty())
         told: dict[str, Any] = {
             "model": options.model,
             "dtype": options.dtype,
+            "backend": type(engine.model).__name__,
             "threads": torch.get_num_threads(),
             "cpus": os.cpu_count(),
             "machine": platform.machine(),

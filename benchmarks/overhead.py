@@ -15,7 +15,7 @@ import os
 import pstats
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from unspool.core.decode import Stop
 from unspool.core.errors import UnspoolError
 from unspool.core.events import Scored, Stepped
 from unspool.engine import load
+from unspool.models.native.native_lm import NativeModel
 
 PROMPT = "Write a Python function that merges two sorted lists into one sorted list, and explain how it works."
 
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--method", default="token-recycling:nodes=64")
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=None, help="of torch; the default is one for each core")
@@ -42,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         torch.set_num_threads(options.threads or os.cpu_count() or 1)
-        engine = load(options.model, progress=sys.stderr.isatty())
+        engine = load(options.model, dtype=options.dtype, backend=options.backend, progress=sys.stderr.isatty())
         slug, settings = parse_method(options.method)
         composition = engine.compose(slug, settings=settings)
     except (UnspoolError, ValueError) as error:
@@ -50,17 +53,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
     model: Any = engine.model
-    network, inside = model._forward, [0.0]
+    inside = [0.0]
 
-    def timed(*args: Any, **more: Any) -> Any:
-        began = time.perf_counter()
-        out = network(*args, **more)
-        inside[0] += time.perf_counter() - began
-        return out
+    def timed(network: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **more: Any) -> Any:
+            began = time.perf_counter()
+            out = network(*args, **more)
+            inside[0] += time.perf_counter() - began
+            return out
+
+        return run
 
     prompt = engine.encode(PROMPT)
     list(composition.decode([prompt], stop=Stop(max_new_tokens=16)))
-    model._forward = timed
+    if isinstance(model, NativeModel):
+        inner: Any = model.network
+        inner.embed, inner.run, inner.logits = timed(inner.embed), timed(inner.run), timed(inner.logits)
+    else:
+        model._forward = timed(model._forward)
     profiler = cProfile.Profile()
     steps = nodes = 0
     draft = score = verify = forward = 0.0

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from unspool.core.registry import registry as methods
     from unspool.engine import Engine, Output, load
     from unspool.models.custom_generate import as_custom_generate
+
+# A thread that waits for the others of its team spins for milliseconds by default, and keeps the core from one of them
+# when anything else runs on the machine. Read when OpenMP is loaded, that is by the first import of torch.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 try:
     __version__ = version("unspool")

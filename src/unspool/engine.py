@@ -64,6 +64,11 @@ class Engine:
         self._compositions: dict[Any, Composition] = {}
         self._others: dict[str, LanguageModel] = {}
 
+    @property
+    def backend(self) -> str:
+        """The backend that further models are loaded with."""
+        return self._loaded[1] if self._loaded else "transformers"
+
     def __repr__(self) -> str:
         return f"Engine({self.model.name!r})"
 

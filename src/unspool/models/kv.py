@@ -145,7 +145,7 @@ class KVPool:
 
     @property
     def slot_bytes(self) -> int:
-        return sum((k[0].numel() + v[0].numel()) * k.element_size() for k, v in self.layers.values())
+        return sum((k.nbytes + v.nbytes) // k.shape[0] for k, v in self.layers.values())
 
 
 class KVCache(Cache):

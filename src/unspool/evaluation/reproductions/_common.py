@@ -42,6 +42,7 @@ class Experiment:
         quick, full: two sizes of it, of a frozen dataclass of its own.
         measure: takes a :class:`Lab` and a size, and fills the lab with rows, checks and notes.
         model: the target's name, where it is not the packaged default.
+        backend: that runs it, in single precision; ``transformers`` where the experiment reaches into the network.
     """
 
     slug: str
@@ -49,17 +50,18 @@ class Experiment:
     full: Any
     measure: Callable[[Lab, Any], None]
     model: str | None = None
+    backend: str = "auto"
 
 
 def experiment(
-    slug: str, *, quick: Any, full: Any, model: str | None = None
+    slug: str, *, quick: Any, full: Any, model: str | None = None, backend: str = "auto"
 ) -> Callable[[Callable[[Lab, Any], None]], Experiment]:
     """Decorator: makes ``EXPERIMENT`` out of a module's measuring function."""
 
     def make(measure: Callable[[Lab, Any], None]) -> Experiment:
         if measure.__module__.rpartition(".")[2] != slug.replace("-", "_"):
             raise ValueError(f"the experiment {slug!r} stands in {measure.__module__}; its file must have its name")
-        return Experiment(slug, quick, full, measure, model)
+        return Experiment(slug, quick, full, measure, model, backend)
 
     return make
 
@@ -138,7 +140,7 @@ def conduct(
     """Run an experiment at a size."""
     console = Console(stderr=True) if progress else None
     began = time.perf_counter()
-    engine = load(model, progress=progress) if isinstance(model, str) else model
+    engine = load(model, dtype="float32", backend=made.backend, progress=progress) if isinstance(model, str) else model
     lab = Lab(engine, made.slug, quick, data, console, began)
     lab.say(f"{engine.model.name} is loaded")
     with torch.no_grad():

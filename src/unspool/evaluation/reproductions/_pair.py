@@ -33,7 +33,9 @@ class Pair:
 
     def __init__(self, lab: Lab) -> None:
         self.target: LanguageModel = lab.model
-        self.draft: LanguageModel = load_model(DRAFT, device=str(lab.model.device), progress=False)
+        self.draft: LanguageModel = load_model(
+            DRAFT, device=str(lab.model.device), backend=lab.engine.backend, progress=False
+        )
         lab.setup |= {"draft": self.draft.name, "prompts": "held-out files of Python's standard library"}
 
     def composed(

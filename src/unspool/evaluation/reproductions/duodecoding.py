@@ -179,6 +179,7 @@ def added(parts: list[Replayed]) -> Replayed:
         rounds=5,
         beside="stdlib-pair",
     ),
+    backend="transformers",
 )
 def EXPERIMENT(lab: Lab, size: Size) -> None:
     """Count rounds, charge them by a virtual clock, and time the processes."""

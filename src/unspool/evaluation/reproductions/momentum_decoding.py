@@ -91,7 +91,11 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
             )
         ]
     lab.say("judging the texts")
-    judge = load(size.judge, progress=False).model if size.judge is not None else None
+    judge = (
+        load(size.judge, dtype="float32", backend="transformers", progress=False).model
+        if size.judge is not None
+        else None
+    )
     judged_by = lab.model.name if judge is None else judge.name
     texts["greedy"] = tokens_of(plain)
     found = {name: quality(lab, prompts, of) for name, of in texts.items()}

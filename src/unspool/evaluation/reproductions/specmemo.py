@@ -133,6 +133,7 @@ def _control(size: Size, budget: int | None, block: int = 32) -> SpecMemo:
     "specmemo",
     quick=Size(3, 14, 2048, 16, (0, 4, 8, 12, 16), 36, 4, 8, False),
     full=Size(8, 64, 2048, 64, (0, 8, 16, 32, 64), 400, 4, 48, True),
+    backend="transformers",
 )
 def EXPERIMENT(lab: Lab, size: Size) -> None:
     """Measure bytes, passes and identity of a chat under budgets, the prediction, and a batch."""

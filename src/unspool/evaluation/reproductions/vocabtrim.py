@@ -153,6 +153,7 @@ def _seconds_a_token(model: LanguageModel, text: Sequence[int]) -> float:
         timed=96,
         rounds=3,
     ),
+    backend="transformers",
 )
 def EXPERIMENT(lab: Lab, size: Size) -> None:
     """Measure accepted length, memory-bound speed-up and time for several sizes and two calibrations."""

@@ -20,6 +20,7 @@ from unspool.core.errors import Incompatible
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 # Frequencies that do not depend on how long the text has become.
 _ROPES = {"default", "linear", "llama3", "yarn"}
+_LARGEST_HEAD = 512
 _ACTIVATIONS = {"silu": 0, "swish": 0, "gelu_pytorch_tanh": 1}
 
 
@@ -103,8 +104,10 @@ class Shape:
             )
         heads = int(config.num_attention_heads)
         head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-        if head_dim % 8:
-            raise Incompatible(f"the native runtime needs heads of a multiple of 8; these are of size {head_dim}")
+        if head_dim % 8 or head_dim > _LARGEST_HEAD:
+            raise Incompatible(
+                f"the native runtime needs heads of a multiple of 8 up to {_LARGEST_HEAD}; these are of size {head_dim}"
+            )
         activation = getattr(config, "hidden_activation", None) or config.hidden_act
         if activation not in _ACTIVATIONS:
             raise Incompatible(f"the native runtime knows {', '.join(_ACTIVATIONS)}; this network uses {activation!r}")

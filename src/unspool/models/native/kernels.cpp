@@ -184,6 +184,8 @@ inline __m256i four(const int8_t* x) {
     std::memcpy(&raw, x, 4);
     return _mm256_set1_epi32(raw);
 }
+// Compilers regroup sums of integers, and then have more of them at a time than there are registers.
+inline void in_this_order(__m256i& v) { asm volatile("" : "+x"(v)); }
 inline f8 to_float(__m256i pairs) { return _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1))); }
 #endif
 
@@ -196,17 +198,19 @@ inline void rows4(const Block* blocks, int64_t groups, const int8_t* const* q, c
         f8 dots[T];
 #ifdef USE_AVX2
         const __m256i low = _mm256_set1_epi8(15);
-        __m256i w[8], pairs[T];
+        __m256i pairs[T];
         for (int j = 0; j < 4; ++j) {
             const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b.q + 32 * j));
-            w[2 * j] = _mm256_and_si256(raw, low);
-            w[2 * j + 1] = _mm256_and_si256(_mm256_srli_epi16(raw, 4), low);
+            const __m256i first = _mm256_and_si256(raw, low);
+            const __m256i second = _mm256_and_si256(_mm256_srli_epi16(raw, 4), low);
+            // At most 8 * 2 * 15 * 127 = 30,480 a lane: 16 bits suffice for the whole group.
+            for (int t = 0; t < T; ++t) {
+                const int8_t* x = q[t] + GROUP * g + 8 * j;
+                const __m256i one = _mm256_maddubs_epi16(first, four(x)), two = _mm256_maddubs_epi16(second, four(x + 4));
+                pairs[t] = j ? _mm256_add_epi16(pairs[t], _mm256_add_epi16(one, two)) : _mm256_add_epi16(one, two);
+                in_this_order(pairs[t]);
+            }
         }
-        // At most 8 * 2 * 15 * 127 = 30,480 a lane: 16 bits suffice for the whole group.
-        for (int t = 0; t < T; ++t) pairs[t] = _mm256_maddubs_epi16(w[0], four(q[t] + GROUP * g));
-        for (int j = 1; j < 8; ++j)
-            for (int t = 0; t < T; ++t)
-                pairs[t] = _mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(w[j], four(q[t] + GROUP * g + 4 * j)));
         for (int t = 0; t < T; ++t) dots[t] = to_float(pairs[t]);
 #else
         for (int t = 0; t < T; ++t) {
@@ -245,6 +249,7 @@ inline void dots8(const int8_t* weights, int first, int count, const int8_t* con
             // The product wants one side without a sign: the weights' goes to the activations.
             const __m256i x = _mm256_sign_epi8(four(q[t] + base + 4 * j), w);
             whole[t] = _mm256_add_epi32(whole[t], _mm256_madd_epi16(_mm256_maddubs_epi16(positive, x), ones));
+            in_this_order(whole[t]);
         }
     }
     for (int t = 0; t < T; ++t) dots[t] = _mm256_cvtepi32_ps(whole[t]);
@@ -397,6 +402,8 @@ inline void norm_row(const float* x, const float* w, float* y, int64_t d, float 
 
 }  // namespace
 
+constexpr int64_t MOST_TOGETHER = 8;  // tokens whose attention is computed with one reading of the keys
+
 extern "C" {
 
 struct Layer {
@@ -441,10 +448,10 @@ struct Space {
     float *after;     // [T, d], for norms behind a block
     int8_t* integers; // [T, max(d, H * D, mlp)]
     float *scale, *total;
-    float* scores;    // [threads, group, most_rows rounded up to 8]
+    float* scores;    // [threads, MOST_TOGETHER, group, most_rows rounded up to 8]
 };
 
-int32_t interface_version() { return 1; }
+int32_t interface_version() { return 2; }
 
 }  // extern "C"
 
@@ -470,91 +477,172 @@ void rotate(float* x, const float* cosine, const float* sine, int64_t d) {
     }
 }
 
+// Sums of the lanes of eight vectors, as the lanes of one; each lane by the same tree, wherever it stands.
+inline f8 sums(const f8* v) {
+#ifdef USE_AVX2
+    const f8 a = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+    const f8 b = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+#else
+    float out[8];
+    for (int i = 0; i < 8; ++i)
+        out[i] = ((v[i][0] + v[i][1]) + (v[i][2] + v[i][3])) + ((v[i][4] + v[i][5]) + (v[i][6] + v[i][7]));
+    return load(out);
+#endif
+}
+
+// Products of a query with eight keys; `keys` are rows of d floats.
+inline f8 eight_dots(const float* query, const float* const* keys, int64_t d) {
+    f8 acc[8];
+    for (int j = 0; j < 8; ++j) acc[j] = load(query) * load(keys[j]);
+    for (int64_t i = 8; i < d; i += 8) {
+        const f8 q = load(query + i);
+        for (int j = 0; j < 8; ++j) acc[j] = fma(q, load(keys[j] + i), acc[j]);
+    }
+    return sums(acc);
+}
+
+// out += sum of weights[j] * rows[j], one row after the other.
+inline void add_rows(float* out, const float* weights, const float* const* rows, int64_t count, int64_t d) {
+    int64_t i = 0;
+    for (; i + 64 <= d; i += 64) {
+        f8 acc[8];
+        for (int v = 0; v < 8; ++v) acc[v] = load(out + i + 8 * v);
+        for (int64_t j = 0; j < count; ++j) {
+            const f8 p = all(weights[j]);
+            for (int v = 0; v < 8; ++v) acc[v] = fma(p, load(rows[j] + i + 8 * v), acc[v]);
+        }
+        for (int v = 0; v < 8; ++v) store(out + i + 8 * v, acc[v]);
+    }
+    for (; i < d; i += 8) {
+        f8 acc = load(out + i);
+        for (int64_t j = 0; j < count; ++j) acc = fma(all(weights[j]), load(rows[j] + i), acc);
+        store(out + i, acc);
+    }
+}
+
+// Rows of the cache as floats: where they lie, if they are floats, or copies.
+constexpr int64_t BLOCK = 8, LARGEST_HEAD = 512;
+inline const float* as_floats(const float* row, float*, int64_t) { return row; }
+inline const float* as_floats(const uint16_t* row, float* copy, int64_t d) {
+    for (int64_t i = 0; i < d; i += 8) store(copy + i, load(row + i));
+    return copy;
+}
+
+// What one token sees, in the order of its text: committed rows from `skip` on, then its ancestors in the tree.
+struct Sight {
+    int64_t skip, until, count;
+    const int32_t* further;
+};
+
+// Attention of `heads` heads, that share their keys and values, for the tokens [first, last) of one sequence. Keys and
+// values are read in blocks that all of them use. `scores` has room for every token, head and row.
 template <class C>
-void attend(const Layer& layer, const Sizes& size, const Tokens& tokens, const Space& space, int64_t t, int64_t kv_head,
+void attend(const Layer& layer, const Sizes& size, const Tokens& tokens, const Space& space, int64_t first, int64_t last,
             int64_t first_head, int64_t heads, float* scores) {
-    const int64_t d = size.head_dim;
-    const Sequence& sequence = tokens.sequences[tokens.sequence[t]];
-    const int64_t base = (sequence.slot * size.kv_heads + kv_head) * sequence.room * d;
+    const int64_t d = size.head_dim, group = size.heads / size.kv_heads, wide = (tokens.most_rows + 7) / 8 * 8;
+    const Sequence& sequence = tokens.sequences[tokens.sequence[first]];
+    const int64_t base = (sequence.slot * size.kv_heads + first_head / group) * sequence.room * d;
     const C* keys = static_cast<const C*>(sequence.table[2 * layer.index]) + base;
     const C* values = static_cast<const C*>(sequence.table[2 * layer.index + 1]) + base;
-    const int64_t further = tokens.begin[t + 1] - tokens.begin[t];
-    const int32_t* rows = tokens.further + tokens.begin[t];
-    // The window counts the token itself. Tree rows are the token's own ancestors, so they are its last positions.
-    const int64_t seen = tokens.until[t] + further;
-    int64_t skip = 0;
-    if (layer.window > 0) skip = seen - layer.window > sequence.gap ? seen - layer.window : sequence.gap;
-    const int64_t committed = tokens.until[t], count = seen - skip, wide = (tokens.most_rows + 7) / 8 * 8;
-    const auto row_of = [&](int64_t j) { const int64_t p = j + skip; return p < committed ? p : rows[p - committed]; };
+    alignas(32) float copies[BLOCK * LARGEST_HEAD];
+    const float* rows[BLOCK];
+    Sight sights[MOST_TOGETHER];
+    int64_t common = INT64_MAX, start = INT64_MAX;
+    for (int64_t t = first; t < last; ++t) {
+        const int64_t until = tokens.until[t], further = tokens.begin[t + 1] - tokens.begin[t], seen = until + further;
+        // The window counts the token itself. Tree rows are the token's own ancestors, so they are its last positions.
+        int64_t skip = 0;
+        if (layer.window > 0) skip = seen - layer.window > sequence.gap ? seen - layer.window : sequence.gap;
+        sights[t - first] = Sight{skip, until, seen - skip, tokens.further + tokens.begin[t]};
+        common = until < common ? until : common;
+        start = skip < start ? skip : start;
+    }
+    const auto row_of = [](const Sight& s, int64_t j) {
+        const int64_t p = j + s.skip;
+        return p < s.until ? p : static_cast<int64_t>(s.further[p - s.until]);
+    };
+    const auto scores_of = [&](int64_t t, int64_t h) { return scores + ((t - first) * heads + h) * wide; };
+    const auto query_of = [&](int64_t t, int64_t h) { return space.q + (t * size.heads + first_head + h) * d; };
 
-    const float* query = space.q + (t * size.heads + first_head) * d;
-    float* out = space.mixed + (t * size.heads + first_head) * d;
-    f8 top[16];
-    for (int64_t h = 0; h < heads; ++h) top[h] = all(-FLT_MAX);
-    for (int64_t j = 0; j < count; ++j) {
-        const C* key = keys + row_of(j) * d;
-        for (int64_t h = 0; h < heads; ++h) {
-            const float* asked = query + h * d;
-            f8 even = zero(), odd = zero();
-            int64_t i = 0;
-            for (; i + 16 <= d; i += 16) {
-                even = fma(load(asked + i), load(key + i), even);
-                odd = fma(load(asked + i + 8), load(key + i + 8), odd);
+    for (int64_t r = start; r < common; r += BLOCK) {
+        const int64_t count = common - r < BLOCK ? common - r : BLOCK;
+        for (int64_t j = 0; j < BLOCK; ++j)
+            rows[j] = j < count ? as_floats(keys + (r + j) * d, copies + j * d, d) : rows[0];
+        for (int64_t t = first; t < last; ++t) {
+            const int64_t skip = sights[t - first].skip;
+            if (r + count <= skip) continue;
+            for (int64_t h = 0; h < heads; ++h) {
+                float found[8];
+                store(found, eight_dots(query_of(t, h), rows, d));
+                float* to = scores_of(t, h);
+                for (int64_t j = skip > r ? skip - r : 0; j < count; ++j) to[r + j - skip] = found[j] * layer.scale;
             }
-            if (i < d) even = fma(load(asked + i), load(key + i), even);
-            scores[h * wide + j] = sum(even + odd) * layer.scale;
         }
     }
-    const int64_t padded = (count + 7) / 8 * 8;
-    float inverse[16];
-    for (int64_t h = 0; h < heads; ++h) {
-        float* mine = scores + h * wide;
-        if (layer.softcap > 0)
-            for (int64_t j = 0; j < count; ++j) mine[j] = layer.softcap * std::tanh(mine[j] / layer.softcap);
-        for (int64_t j = count; j < padded; ++j) mine[j] = -FLT_MAX;
-        for (int64_t j = 0; j < padded; j += 8) top[h] = max8(top[h], load(mine + j));
-        const float most = largest(top[h]);
-        f8 whole = zero();
-        for (int64_t j = 0; j < padded; j += 8) {
-            // What stands in for padding is as small as a float can be: its weight must be nothing at all.
-            f8 p = exp8(load(mine + j) - all(most));
-            if (j + 8 > count) {
-                float kept[8];
-                store(kept, p);
-                for (int64_t i = count - j; i < 8; ++i) kept[i] = 0.0f;
-                p = load(kept);
+    for (int64_t t = first; t < last; ++t) {
+        const Sight& sight = sights[t - first];
+        for (int64_t from = common > sight.skip ? common - sight.skip : 0; from < sight.count; from += BLOCK) {
+            const int64_t count = sight.count - from < BLOCK ? sight.count - from : BLOCK;
+            for (int64_t j = 0; j < BLOCK; ++j)
+                rows[j] = j < count ? as_floats(keys + row_of(sight, from + j) * d, copies + j * d, d) : rows[0];
+            for (int64_t h = 0; h < heads; ++h) {
+                float found[8];
+                store(found, eight_dots(query_of(t, h), rows, d));
+                for (int64_t j = 0; j < count; ++j) scores_of(t, h)[from + j] = found[j] * layer.scale;
             }
-            store(mine + j, p);
-            whole = whole + p;
         }
-        inverse[h] = 1.0f / sum(whole);
-    }
-    for (int64_t h = 0; h < heads; ++h)
-        for (int64_t i = 0; i < d; i += 64) {
-            // Up to eight vectors of the result stay in registers while the values pass by.
-            const int64_t vectors = d - i < 64 ? (d - i) / 8 : 8;
-            f8 acc[8];
-            for (int64_t v = 0; v < 8; ++v) acc[v] = zero();
-            if (vectors == 8) {
-                for (int64_t j = 0; j < count; ++j) {
-                    const C* value = values + row_of(j) * d + i;
-                    const f8 p = all(scores[h * wide + j]);
-                    for (int64_t v = 0; v < 8; ++v) acc[v] = fma(p, load(value + 8 * v), acc[v]);
-                }
-            } else {
-                for (int64_t j = 0; j < count; ++j) {
-                    const C* value = values + row_of(j) * d + i;
-                    const f8 p = all(scores[h * wide + j]);
-                    for (int64_t v = 0; v < vectors; ++v) acc[v] = fma(p, load(value + 8 * v), acc[v]);
-                }
-            }
-            for (int64_t v = 0; v < vectors; ++v) store(out + h * d + i + 8 * v, acc[v] * all(inverse[h]));
-        }
-    if (tokens.probabilities)
         for (int64_t h = 0; h < heads; ++h) {
-            float* to = tokens.probabilities + ((first_head + h) * tokens.count + t) * tokens.most_rows;
-            for (int64_t j = 0; j < count; ++j) to[row_of(j)] = scores[h * wide + j] * inverse[h];
+            float* mine = scores_of(t, h);
+            const int64_t count = sight.count, padded = (count + 7) / 8 * 8;
+            if (layer.softcap > 0)
+                for (int64_t j = 0; j < count; ++j) mine[j] = layer.softcap * std::tanh(mine[j] / layer.softcap);
+            for (int64_t j = count; j < padded; ++j) mine[j] = -FLT_MAX;
+            f8 top = all(-FLT_MAX), whole = zero();
+            for (int64_t j = 0; j < padded; j += 8) top = max8(top, load(mine + j));
+            const float most = largest(top);
+            for (int64_t j = 0; j < padded; j += 8) {
+                f8 p = exp8(load(mine + j) - all(most));
+                if (j + 8 > count) {
+                    // The least that `exp8` gives is not nothing, which padding has to weigh.
+                    float kept[8];
+                    store(kept, p);
+                    for (int64_t i = count - j; i < 8; ++i) kept[i] = 0.0f;
+                    p = load(kept);
+                }
+                store(mine + j, p);
+                whole = whole + p;
+            }
+            const f8 inverse = all(1.0f / sum(whole));
+            for (int64_t j = 0; j < padded; j += 8) store(mine + j, load(mine + j) * inverse);
+            if (tokens.probabilities) {
+                float* to = tokens.probabilities + ((first_head + h) * tokens.count + t) * tokens.most_rows;
+                for (int64_t j = 0; j < count; ++j) to[row_of(sight, j)] = mine[j];
+            }
+            std::memset(space.mixed + (t * size.heads + first_head + h) * d, 0, d * sizeof(float));
         }
+    }
+    for (int64_t r = start; r < common; r += BLOCK) {
+        const int64_t count = common - r < BLOCK ? common - r : BLOCK;
+        for (int64_t j = 0; j < count; ++j) rows[j] = as_floats(values + (r + j) * d, copies + j * d, d);
+        for (int64_t t = first; t < last; ++t) {
+            const int64_t skip = sights[t - first].skip, begin = skip > r ? skip - r : 0;
+            if (begin >= count) continue;
+            for (int64_t h = 0; h < heads; ++h)
+                add_rows(space.mixed + (t * size.heads + first_head + h) * d, scores_of(t, h) + r + begin - skip, rows + begin,
+                         count - begin, d);
+        }
+    }
+    for (int64_t t = first; t < last; ++t) {
+        const Sight& sight = sights[t - first];
+        for (int64_t from = common > sight.skip ? common - sight.skip : 0; from < sight.count; from += BLOCK) {
+            const int64_t count = sight.count - from < BLOCK ? sight.count - from : BLOCK;
+            for (int64_t j = 0; j < count; ++j)
+                rows[j] = as_floats(values + row_of(sight, from + j) * d, copies + j * d, d);
+            for (int64_t h = 0; h < heads; ++h)
+                add_rows(space.mixed + (t * size.heads + first_head + h) * d, scores_of(t, h) + from, rows, count, d);
+        }
+    }
 }
 
 inline f8 activate(f8 x, int32_t kind) {
@@ -608,16 +696,28 @@ void run_layer(const Layer& layer, const Sizes& size, const Tokens& tokens, cons
         if (size.half_cache) write_row(static_cast<uint16_t*>(table) + place, from, dim);
         else write_row(static_cast<float*>(table) + place, from, dim);
     }
-    // With few tokens heads are shared out one by one; with many, those that read the same keys stay together.
-    const bool together = group <= 16 && count * size.kv_heads >= 4 * omp_get_num_threads();
-    const int64_t each = together ? group : 1, units = size.heads / each;
+    // Tokens of a sequence go together as far as that leaves enough pieces of work for all threads; a single token's
+    // heads are shared out one by one.
+    const int64_t team = omp_get_num_threads();
+    const bool apart = count * size.kv_heads < 2 * team || group > MOST_TOGETHER;
+    const int64_t each = apart ? 1 : group, shares = size.heads / each;
+    int64_t together = apart ? 1 : count * shares / (4 * team);
+    together = together < 1 ? 1 : together > MOST_TOGETHER ? MOST_TOGETHER : together;
     const int64_t wide = (tokens.most_rows + 7) / 8 * 8;
-    float* scores = space.scores + omp_get_thread_num() * group * wide;
+    float* scores = space.scores + omp_get_thread_num() * MOST_TOGETHER * group * wide;
+    const int64_t tiles = (count + together - 1) / together;
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t unit = 0; unit < count * units; ++unit) {
-        const int64_t t = unit / units, head = unit % units * each;
-        if (size.half_cache) attend<uint16_t>(layer, size, tokens, space, t, head / group, head, each, scores);
-        else attend<float>(layer, size, tokens, space, t, head / group, head, each, scores);
+    for (int64_t unit = 0; unit < tiles * shares; ++unit) {
+        const int64_t head = unit % shares * each, end = (unit / shares + 1) * together;
+        int64_t from = unit / shares * together;
+        const int64_t stop = end < count ? end : count;
+        while (from < stop) {
+            int64_t to = from + 1;
+            while (to < stop && tokens.sequence[to] == tokens.sequence[from]) ++to;
+            if (size.half_cache) attend<uint16_t>(layer, size, tokens, space, from, to, head, each, scores);
+            else attend<float>(layer, size, tokens, space, from, to, head, each, scores);
+            from = to;
+        }
     }
     if (needs_integers(layer.o)) {
 #pragma omp for schedule(static)

@@ -16,7 +16,7 @@ from unspool.core.errors import UnspoolError
 from unspool.models.storage import cache_dir, disk, draft_of, lock
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
-_INTERFACE = 1
+_INTERFACE = 2
 _SECONDS = 300
 
 

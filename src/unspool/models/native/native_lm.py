@@ -17,6 +17,7 @@ from unspool.core.scores import LOGITS, Request, Scores, Want
 from unspool.models.checks import check
 from unspool.models.kv import KVCache, KVPool
 from unspool.models.memory import Ledger
+from unspool.models.native.footprint import NativeFootprint
 from unspool.models.native.network import Network, SequenceStruct, TokensStruct
 
 
@@ -65,6 +66,7 @@ class NativeModel(LanguageModel):
                 Capability.CACHE_EDITING,
                 Capability.SPLIT_ATTENTION,
                 Capability.QUERIES,
+                Capability.MEMORY_BUDGET,
             }
         )
         self.cache_block: int | None = None
@@ -93,6 +95,25 @@ class NativeModel(LanguageModel):
             yield
         finally:
             self.cache_block, self.ledger = before
+
+    def footprint(self, block: int) -> NativeFootprint:
+        """What decoding takes with caches that grow by ``block`` positions."""
+        return NativeFootprint.of_network(self.network, block, torch.get_num_threads())
+
+    def _announce(self, ledger: Ledger, requests: Sequence[Request], caches: Sequence[KVCache], batch: _Batch) -> None:
+        """Tell the ledger what a pass is about to take, beyond the caches that are there."""
+        width = max(last - first for first, last in batch.spans)
+        places = max(len(r.tree) - r.known if r.rows is None else len(r.rows) for r in requests)
+        rows, end = len(requests), batch.most_rows
+        sizes = self.footprint(caches[0].pool.block or 1)
+        ledger.before_pass(
+            mask=sizes.mask(rows, width, end),
+            work=sizes.work(rows, width, end),
+            head=sizes.head(rows, width, places),
+            logits=sizes.logits(rows, places),
+        )
+        # Buffers of a wider pass would be there beside what was announced.
+        self.network.drop_buffers()
 
     def _table(self, pool: KVPool, positions: int) -> tuple[Any, int]:
         """Addresses of keys and values of every layer of a pool with room for ``positions``; and that room."""
@@ -130,7 +151,12 @@ class NativeModel(LanguageModel):
                 f"hidden states after layer {wrong[0]} were wanted; {self.name} has {self.num_layers} layers"
             )
         network, threads = self.network, torch.get_num_threads()
+        ledger = caches[0].pool.ledger
+        if ledger is not None:
+            ledger.next_pass()
         batch = _Batch(self, requests, caches)
+        if ledger is not None:
+            self._announce(ledger, requests, caches, batch)
         network.prepare(batch.count, batch.most_rows, batch.reach, threads)
         states = network.states(batch.count)
         self._enter(requests, batch, states)
@@ -142,6 +168,8 @@ class NativeModel(LanguageModel):
             hidden[-1] = network.normed(states)
         rows = [list(range(r.known, len(r.tree))) if r.rows is None else r.rows for r in requests]
         logits = self._logits(states, batch, rows, requests, threads)
+        if ledger is not None:
+            ledger.after_pass()
 
         self.forwards += 1
         self.layers_run += len(running)

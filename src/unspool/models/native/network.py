@@ -30,6 +30,9 @@ _PROJECTIONS = {
     "down": "mlp.down_proj",
 }
 _FIRST_POSITIONS = 512
+_ROWS = 256
+# `MOST_TOGETHER` of ``kernels.cpp``.
+_TOGETHER = 8
 
 
 class LayerStruct(ctypes.Structure):
@@ -219,16 +222,19 @@ class Network:
                     if its == kind:
                         layer.cosine, layer.sine = rotation.cosine.data_ptr(), rotation.sine.data_ptr()
         held = self._room
+        rows = -(-rows // _ROWS) * _ROWS
         if tokens <= held[0] and rows <= held[1] and threads <= held[2]:
             return
-        tokens, rows = (
-            new if new <= old else max(new, 2 * old) for new, old in zip((tokens, rows), held[:2], strict=True)
-        )
         self._room = tokens, rows, threads = max(tokens, held[0]), max(rows, held[1]), max(threads, held[2])
         for name, (dtype, count) in self.buffer_sizes(tokens, rows, threads).items():
             if name not in self._buffers or self._buffers[name].numel() < count:
                 self._buffers[name] = torch.zeros(count, dtype=dtype)
                 setattr(self._space, name, self._buffers[name].data_ptr())
+
+    def drop_buffers(self) -> None:
+        """Give the buffers back; the next pass makes its own."""
+        self._buffers.clear()
+        self._room = (0, 0, 0)
 
     def buffer_sizes(self, tokens: int, rows: int, threads: int) -> dict[str, tuple[torch.dtype, int]]:
         """Type and number of elements of every buffer."""
@@ -244,7 +250,9 @@ class Network:
         }
         sizes = {name: (torch.float32, tokens * width) for name, width in floats.items()}
         sizes["integers"] = (torch.int8, tokens * widest)
-        sizes["scores"] = (torch.float32, threads * (s.heads // s.kv_heads) * -(-rows // 8) * 8)
+        # In steps, as every token adds a row.
+        scored = _TOGETHER * (s.heads // s.kv_heads)
+        sizes["scores"] = (torch.float32, threads * scored * -(-rows // _ROWS) * _ROWS)
         return {name: sizes[name] for name in _BUFFERS}
 
     def states(self, tokens: int) -> Tensor:

@@ -32,6 +32,8 @@ from unspool.models.costs import PassCosts, pass_costs
 from unspool.speculation.drafting._acceptance import AcceptanceRates, Judge
 from unspool.speculation.drafting._arms import Arms
 
+_FEW = 8
+
 
 @settings
 class AutoSettings:
@@ -77,6 +79,7 @@ class Auto(Arms):
             )
         self.rates = AcceptanceRates(len(self.arms))
         self.costs: PassCosts | None = None
+        self._asked = min(_FEW, self.settings.most)
 
     @property
     def learned(self) -> dict[str, Learned]:
@@ -88,7 +91,7 @@ class Auto(Arms):
         self.costs = pass_costs(setup.target) if self.settings.nodes is None else None
 
     def propose(self, branches: Sequence[Branch], budgets: Sequence[Budget]) -> list[Draft]:
-        most = Budget(self.settings.most if self.settings.nodes is None else self.settings.nodes)
+        most = Budget(self._asked if self.settings.nodes is None else self.settings.nodes)
         limits = [budget & most for budget in budgets]
         proposed = [arm.propose(branches, limits) for arm in self.arms]
         ranked = []
@@ -96,10 +99,18 @@ class Auto(Arms):
             drafts = [drafts[place].limited(Budget(depth=limit.depth)) for drafts in proposed]
             ranked.append(self._rank(branch, drafts, limit.nodes or 0))
         sizes = self._sizes([chances for _, chances in ranked])
+        self._ask_for(max(sizes, default=0))
         return [
             Draft(tree.select(range(size)), confidence=chances[:size])
             for (tree, chances), size in zip(ranked, sizes, strict=True)
         ]
+
+    def _ask_for(self, sent: int) -> None:
+        """Ask for fewer candidates where few are sent: ranking what is thrown away costs time as well."""
+        if sent > 0.75 * self._asked:
+            self._asked = min(2 * self._asked, self.settings.most)
+        else:
+            self._asked = max(int(0.97 * self._asked), min(_FEW, self.settings.most))
 
     # -- chances ---------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -33,6 +35,9 @@ from unspool.core.model import Capability
 from unspool.core.registry import register
 from unspool.core.sockets import Budget, Draft, Drafter, Observation, Setup
 from unspool.core.tree import ROOT, TokenTree
+from unspool.speculation.drafting._top import top_tokens
+
+Integers = npt.NDArray[np.int64]
 
 K = 8
 """Candidates a row."""
@@ -79,11 +84,11 @@ class _Cut:
         place = {path: node for node, path in enumerate(ordered)}
         parents = [place[path[:-1]] if len(path) > 1 else ROOT for path in ordered]
         self.tree = TokenTree([0] * len(ordered), parents)
-        self.levels: list[tuple[int, int, Tensor, Tensor]] = []
+        self.levels: list[tuple[int, int, Integers, Integers]] = []
         for depth in range(1, max(map(len, ordered), default=0) + 1):
             nodes = [node for node, path in enumerate(ordered) if len(path) == depth]
-            above = torch.tensor([parents[node] + 1 for node in nodes])
-            ranks = torch.tensor([int(ordered[node][-1]) for node in nodes])
+            above = np.array([parents[node] + 1 for node in nodes])
+            ranks = np.array([int(ordered[node][-1]) for node in nodes])
             self.levels.append((nodes[0] + 1, nodes[-1] + 2, above, ranks))
 
 
@@ -184,7 +189,7 @@ class TokenRecycling(Drafter):
         trees = [TokenTree.empty()] * len(branches)
         for (nodes, depth), places in groups.items():
             cut = template(nodes, depth, self._chain)
-            roots = torch.tensor([branches[place].tokens[-1] for place in places])
+            roots = np.array([branches[place].tokens[-1] for place in places])
             for place, tokens in zip(places, self._fill(cut, roots).tolist(), strict=True):
                 tree = cut.tree.with_tokens(tokens)
                 if UNKNOWN in tokens:
@@ -193,14 +198,18 @@ class TokenRecycling(Drafter):
                 trees[place] = tree
         return trees
 
-    def _fill(self, cut: _Cut, roots: Tensor) -> Tensor:
+    def _fill(self, cut: _Cut, roots: Integers) -> Integers:
         """``[B, N]`` tokens of the template after each of ``roots`` ``[B]``."""
-        tokens = torch.empty(len(roots), len(cut.tree) + 1, dtype=torch.int64)
+        # numpy reads the same memory; at these sizes a tensor operation is mostly its call.
+        matrix = self.adjacency.matrix.numpy()
+        tokens = np.empty((len(roots), len(cut.tree) + 1), dtype=np.int64)
         tokens[:, 0] = roots
         for first, last, above, ranks in cut.levels:
             parents = tokens[:, above]
-            found = self.adjacency.matrix[parents.clamp_min(0), ranks].long()
-            tokens[:, first:last] = found.masked_fill_(parents == UNKNOWN, UNKNOWN)
+            found = matrix[parents, ranks]
+            # The row before the first is the last one, so what stood below an unknown token is no answer.
+            found[parents == UNKNOWN] = UNKNOWN
+            tokens[:, first:last] = found
         return tokens[:, 1:]
 
     # -- learning -------------------------------------------------------------------------------------------------
@@ -215,6 +224,6 @@ class TokenRecycling(Drafter):
         # Later entries replace earlier ones of the same token; a scatter with duplicates would leave the order open.
         latest = {step.tree.token_list[node]: place[node] for node in nodes}
         logits = step.scores.logits
-        best = logits.topk(min(K, logits.shape[-1]), dim=-1).indices[list(latest.values())]
+        best = top_tokens(logits, K)[list(latest.values())]
         matrix = self.adjacency.matrix
         matrix[list(latest), : best.shape[1]] = best.to(matrix)
