@@ -2,6 +2,7 @@
 
     python benchmarks/runtime.py                       # passes over 1 to 64 tokens behind 512, and a prompt of 512
     python benchmarks/runtime.py --kernels             # our products beside PyTorch's own, matrix by matrix
+    python benchmarks/runtime.py --quality            # what fewer bits change: perplexity, the same next token
     python benchmarks/runtime.py --memory --start      # peak memory at a context of 2,048; time to the first token
 
 Every side is given the same tokens and the same number of threads, and gives logits for all tokens of a pass, as
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
@@ -173,6 +175,49 @@ def _least(actions: Sequence[Callable[[], Any]], rounds: int = 40) -> list[float
     return best
 
 
+PRECISIONS = ("float32", "bfloat16", "int8", "int4", "auto")
+
+
+def quality(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Perplexity on prose of the standard library's docstrings, and how often the likeliest token is that of float32.
+
+    The last row, ``auto``, is what the file holds. Its weights are the ones that the others start from.
+    """
+    from unspool.evaluation.prompts import passages
+
+    found: list[dict[str, Any]] = []
+    reference: list[torch.Tensor] = []
+    for precision in PRECISIONS:
+        model = load_model(options.model, dtype=precision, backend="native", progress=False)
+        tokenizer = model.tokenizer
+        texts = passages(lambda text, t=tokenizer: t.encode(text), options.passages, 64)  # type: ignore[misc]
+        loss, count, same, divergence = 0.0, 0, 0, 0.0
+        for place, text in enumerate(texts):
+            cache = model.new_cache()
+            (scores,) = model.score([Request(cache, TokenTree.chain(text))])
+            cache.release()
+            told = scores.logits[:-1].log_softmax(-1)
+            if precision == PRECISIONS[0]:
+                reference.append(told)
+            exact = reference[place]
+            loss -= float(told.gather(1, torch.tensor(text[1:])[:, None]).sum())
+            same += int((told.argmax(-1) == exact.argmax(-1)).sum())
+            divergence += float((exact.exp() * (exact - told)).sum())
+            count += len(told)
+        assert isinstance(model, NativeModel)
+        found.append(
+            {
+                "precision": precision if precision != "auto" else model.precision,
+                "bytes": model.network.nbytes,
+                "perplexity": math.exp(loss / count),
+                "same": same / count,
+                "divergence": divergence / count,
+                "tokens": count,
+            }
+        )
+    return found
+
+
 # -- in processes of their own --------------------------------------------------------------------------------------
 
 
@@ -252,6 +297,15 @@ def show(told: dict[str, Any]) -> None:
             ours, theirs = 1e6 * row["ours"], 1e6 * row["torch"]
             print(f"| {row['tokens']} | {row['precision']} | {ours:.0f} | {theirs:.0f} | {ours / theirs:.2f} |")
         print()
+    if "quality" in told:
+        print(f"{told['quality'][0]['tokens']:,} tokens of prose, read by the native runtime in each precision\n")
+        print("| weights | MB | perplexity | likeliest token as in float32 | divergence from float32, nats a token |")
+        print("| --- | --- | --- | --- | --- |")
+        for row in told["quality"]:
+            size, share = f"{row['bytes'] / 1e6:.0f}", f"{100 * row['same']:.1f}%"
+            cells = (row["precision"], size, f"{row['perplexity']:.2f}", share, f"{row['divergence']:.4f}")
+            print("| " + " | ".join(cells) + " |")
+        print()
     if "memory" in told:
         print(f"Peak memory of a process at a context of {LONG_CONTEXT}: ", end="")
         print(", ".join(f"{side} {size / 1e6:.0f} MB" for side, size in told["memory"].items()))
@@ -270,6 +324,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--kernels", action="store_true", help="measure products alone")
+    parser.add_argument("--quality", action="store_true", help="measure what fewer bits change")
+    parser.add_argument("--passages", type=int, default=64, help="texts of 64 tokens for --quality")
     parser.add_argument("--memory", action="store_true", help="measure peak memory")
     parser.add_argument("--start", action="store_true", help="measure the time to the first token of a new process")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
@@ -281,9 +337,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(peak_of(options.peak_of, options)))
             return 0
         told: dict[str, Any] = {"threads": options.threads, "model": options.model}
-        if not (options.kernels or options.memory or options.start):
+        if not (options.kernels or options.quality or options.memory or options.start):
             told["passes"] = passes(options)
-        for name, measure in (("kernels", kernels), ("memory", memory), ("start", start)):
+        for name, measure in (("kernels", kernels), ("quality", quality), ("memory", memory), ("start", start)):
             if getattr(options, name):
                 told[name] = measure(options)
     except UnspoolError as error:

@@ -105,11 +105,12 @@ def test_defaults_are_the_engines() -> None:
     import inspect
 
     from unspool.engine import DEFAULT_METHOD, load
-    from unspool.models.load import DTYPES
+    from unspool.models.load import AUTO, BACKENDS, DTYPES, INTEGERS
 
     assert _options.DEFAULT_METHOD == DEFAULT_METHOD
     assert inspect.signature(load).parameters["name"].default == _options.DEFAULT_MODEL
-    assert set(_options.DTYPES) == set(DTYPES)
+    assert set(_options.DTYPES) == {AUTO, *DTYPES, *INTEGERS}
+    assert set(_options.BACKENDS) == set(BACKENDS)
 
 
 def test_a_reader_that_leaves_is_no_error(model: str) -> None:
@@ -124,10 +125,10 @@ def test_a_reader_that_leaves_is_no_error(model: str) -> None:
 
 
 def test_interrupted_from_the_keyboard(run: Any, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from unspool.models.transformers_lm import TransformersModel
+    from unspool.models.native.native_lm import NativeModel
 
     passes = []
-    score = TransformersModel.score
+    score = NativeModel.score
 
     def scored(*arguments: Any, **more: Any) -> Any:
         passes.append(1)
@@ -135,7 +136,7 @@ def test_interrupted_from_the_keyboard(run: Any, model: str, monkeypatch: pytest
             signal.raise_signal(signal.SIGINT)
         return score(*arguments, **more)
 
-    monkeypatch.setattr(TransformersModel, "score", scored)
+    monkeypatch.setattr(NativeModel, "score", scored)
     # A shell starts what runs in the background with this signal ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

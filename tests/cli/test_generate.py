@@ -317,16 +317,16 @@ def test_corrupt_weights(run: Any, model: str, tmp_path: Path, kind: str) -> Non
 
 
 def test_a_model_without_what_a_method_needs(run: Any, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from unspool.models.transformers_lm import TransformersModel
+    from unspool.models.native.native_lm import NativeModel
 
     needy = next(method for method in registry if method.card.needs)
-    original = TransformersModel.__init__
+    original = NativeModel.__init__
 
     def poorer(self: Any, *args: Any, **more: Any) -> None:
         original(self, *args, **more)
         self.capabilities = frozenset()
 
-    monkeypatch.setattr(TransformersModel, "__init__", poorer)
+    monkeypatch.setattr(NativeModel, "__init__", poorer)
     told = run("generate", "hi", "--model", model, "--method", needy.card.slug, "-n", 4, code=2).stderr
     assert needy.card.slug in told
     assert next(iter(needy.card.needs)).value in told

@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 from unspool import __version__
-from unspool.cli import chat, demo, generate, methods, pull, reproduce, train
+from unspool.cli import bench, chat, compare, demo, generate, methods, pull, reproduce, sandbox, train
+from unspool.cli import eval as evaluate
 from unspool.cli._group import Commands
 
 app = typer.Typer(
@@ -52,7 +53,7 @@ def unspool(
     """
 
 
-for _command in (generate, chat, methods, pull, train, reproduce, demo):
+for _command in (generate, chat, methods, evaluate, bench, compare, pull, train, reproduce, sandbox, demo):
     _command.add_to(app)
 
 

@@ -24,6 +24,7 @@ class Statistics:
         draft_forwards: passes of other models.
         drafted, accepted: draft nodes proposed, draft nodes that stand.
         drafted_depth: sum over steps of the longest path proposed.
+        drafted_by_depth: steps by the length of the longest path proposed; ``accepted_by_depth`` by that accepted.
         seconds: from the start to the end; ``first_token_seconds`` to the first committed token.
     """
 
@@ -46,6 +47,7 @@ class Statistics:
     first_token_seconds: float | None = None
     peak_cache_bytes: int = 0
     finish_reasons: dict[str, int] = field(default_factory=dict)
+    drafted_by_depth: dict[int, int] = field(default_factory=dict)
     accepted_by_depth: dict[int, int] = field(default_factory=dict)
     _committed: int = field(default=0, repr=False)
 
@@ -80,6 +82,7 @@ class Statistics:
             self.drafted_depth += event.draft.depth
             self.accepted += len(event.accepted)
             self._committed += len(event.tokens)
+            self.drafted_by_depth[event.draft.depth] = self.drafted_by_depth.get(event.draft.depth, 0) + 1
             depth = len(event.accepted)
             self.accepted_by_depth[depth] = self.accepted_by_depth.get(depth, 0) + 1
             if event.tokens and self.first_token_seconds is None:
@@ -125,6 +128,7 @@ class Statistics:
             "accepted_tokens": self.accepted,
             "mean_accepted_length": self.accepted_length,
             "acceptance_rate": self.acceptance_rate,
+            "drafted_by_depth": {str(depth): n for depth, n in sorted(self.drafted_by_depth.items())},
             "accepted_by_depth": {str(depth): n for depth, n in sorted(self.accepted_by_depth.items())},
             "tokens_per_second": self.tokens_per_second,
             "seconds": self.seconds,

@@ -1,14 +1,15 @@
 """Numbers about texts: repetition, variety, coherence, likelihood.
 
-The measures of repetition see token ids and nothing else, so they can be checked by hand; those that ask a model take
-any :class:`~unspool.core.model.LanguageModel`.
+The measures of repetition see token ids (or words) and nothing else, so they can be checked by hand; those that ask a
+model take any :class:`~unspool.core.model.LanguageModel`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,14 +25,14 @@ _FINAL = -1
 # -- repetition and variety ---------------------------------------------------------------------------------------
 
 
-def ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
+def ngrams(tokens: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
     """All ``n``-grams in order, repeated ones as often as they occur."""
     return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
 
 
-def repeats(tokens: Sequence[int], n: int) -> list[bool]:
+def repeats(tokens: Sequence[Hashable], n: int) -> list[bool]:
     """For every ``n``-gram, in order, whether it occurred before (overlapping or not)."""
-    seen: set[tuple[int, ...]] = set()
+    seen: set[tuple[Hashable, ...]] = set()
     found = []
     for gram in ngrams(tokens, n):
         found.append(gram in seen)
@@ -39,7 +40,7 @@ def repeats(tokens: Sequence[int], n: int) -> list[bool]:
     return found
 
 
-def rep_n(tokens: Sequence[int], n: int) -> float:
+def rep_n(tokens: Sequence[Hashable], n: int) -> float:
     """Share of ``n``-grams that are repetitions: ``1 - unique / total``, between 0 and 1.
 
     0 for a text that is too short to hold one. (Su et al., A Contrastive Framework for Neural Text Generation, 2022,
@@ -49,7 +50,7 @@ def rep_n(tokens: Sequence[int], n: int) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def diversity(tokens: Sequence[int]) -> float:
+def diversity(tokens: Sequence[Hashable]) -> float:
     """``(1 - rep_2) (1 - rep_3) (1 - rep_4)``: near 1 for a text without repetition, near 0 for one that loops.
 
     Su et al., 2022, section 5.1.
@@ -57,7 +58,7 @@ def diversity(tokens: Sequence[int]) -> float:
     return math.prod(1 - rep_n(tokens, n) for n in (2, 3, 4))
 
 
-def distinct_n(texts: Sequence[Sequence[int]], n: int) -> float:
+def distinct_n(texts: Sequence[Sequence[Hashable]], n: int) -> float:
     """Distinct ``n``-grams over all ``n``-grams of a set of texts; texts that repeat one another lower it.
 
     0 if no text holds one. (Li et al., A Diversity-Promoting Objective Function for Neural Conversation Models, 2016,
@@ -180,6 +181,25 @@ def pooled(model: LanguageModel, tokens: Sequence[int], *, chunk: int = 256) -> 
     want = Want(frozenset({_FINAL}))
     hidden = [scores.hidden[_FINAL] for _, scores in _read(model, tokens, len(tokens), want, chunk)]
     return torch.cat(hidden).double().mean(0)
+
+
+@torch.no_grad()
+def last_states(model: LanguageModel, texts: Sequence[Sequence[int]], *, chunk: int = 256) -> np.ndarray:
+    """``[n, d]`` final hidden state of the last token of each of ``n`` texts, read on their own.
+
+    Raises:
+        InvalidInput: if a text has no tokens.
+        Incompatible: if the model shows no hidden states.
+    """
+    model.require(frozenset({Capability.HIDDEN_STATES}), "features of texts")
+    want = Want(frozenset({_FINAL}))
+    rows = []
+    for tokens in texts:
+        if not len(tokens):
+            raise InvalidInput("a text without tokens has no last state")
+        last = list(_read(model, tokens, len(tokens), want, chunk))[-1][1]
+        rows.append(last.hidden[_FINAL][-1].double().cpu().numpy())
+    return np.stack(rows)
 
 
 def coherence(model: LanguageModel, prompt: Sequence[int], tokens: Sequence[int], *, chunk: int = 256) -> float:

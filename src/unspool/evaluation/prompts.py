@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from unspool.core.errors import InvalidInput
 
@@ -103,17 +104,27 @@ def find_data(filename: str, data: Path | None = None) -> Path | None:
     return path
 
 
-def spread(prompts: Sequence[Prompt], count: int, fits: Callable[[Prompt], bool] = lambda prompt: True) -> list[Prompt]:
+class Categorised(Protocol):
+    """Anything with a category."""
+
+    @property
+    def category(self) -> str: ...
+
+
+P = TypeVar("P", bound=Categorised)
+
+
+def spread(prompts: Sequence[P], count: int, fits: Callable[[P], bool] = lambda prompt: True) -> list[P]:
     """``count`` prompts (or all, if fewer) taken from the categories in turn, each in the order of the file.
 
     Args:
         fits: prompts for which it is false are passed over.
     """
-    queues: dict[str, list[Prompt]] = defaultdict(list)
+    queues: dict[str, list[P]] = defaultdict(list)
     for prompt in prompts:
         queues[prompt.category].append(prompt)
     waiting = [iter(queue) for queue in queues.values()]
-    chosen: list[Prompt] = []
+    chosen: list[P] = []
     while waiting and len(chosen) < count:
         for queue in list(waiting):
             taken = next((prompt for prompt in queue if fits(prompt)), None)

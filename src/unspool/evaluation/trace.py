@@ -20,10 +20,7 @@ were made under its number.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
-import json
 import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -35,6 +32,7 @@ from unspool.core.errors import InvalidInput
 from unspool.core.events import Event, Finished, Scored, Stepped
 from unspool.core.statistics import Statistics
 from unspool.core.text import TextStream
+from unspool.evaluation import pages
 
 
 class TraceRecorder:
@@ -157,12 +155,12 @@ class TraceRecorder:
             (templates / name).read_text(encoding="utf-8") for name in ("trace.html", "trace.css", "trace.js")
         )
         return Template(page).substitute(
-            title=_encodable(html.escape(f"{self._about['method']} · {self._about['model']} · Unspool trace")),
+            title=pages.encodable(html.escape(f"{self._about['method']} · {self._about['model']} · Unspool trace")),
             style=style,
-            style_hash=_hash(style),
+            style_hash=pages.content_hash(style),
             script=script,
-            script_hash=_hash(script),
-            data=_embedded(self.as_dict()),
+            script_hash=pages.content_hash(script),
+            data=pages.embedded(self.as_dict()),
         )
 
     def write(self, path: str | os.PathLike[str]) -> Path:
@@ -188,21 +186,3 @@ class TraceRecorder:
 def _short(probability: float) -> float:
     """Three digits are more than an eye can use."""
     return float(f"{probability:.3g}")
-
-
-def _hash(text: str) -> str:
-    """What a content-security policy calls this inline script or style."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _embedded(data: Any) -> str:
-    """JSON that no HTML parser takes for anything else: neither the end of its element nor the start of another."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return _encodable(text)
-
-
-def _encodable(text: str) -> str:
-    """Lone surrogates (halves of characters) as escapes, which JSON reads: they cannot be written as UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

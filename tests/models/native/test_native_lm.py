@@ -176,6 +176,7 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache; the kernels are those that are loaded already."""
     library.kernels()
     monkeypatch.setenv("UNSPOOL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(library.FOLDER_VARIABLE, raising=False)
     return tmp_path / "cache"
 
 

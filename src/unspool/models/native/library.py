@@ -15,6 +15,8 @@ from pathlib import Path
 from unspool.core.errors import UnspoolError
 from unspool.models.storage import cache_dir, disk, draft_of, lock
 
+FOLDER_VARIABLE = "UNSPOOL_KERNELS"
+"""Names the folder of the compiled kernels, where that is not to be the cache's."""
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
 _INTERFACE = 2
 _SECONDS = 300
@@ -80,7 +82,7 @@ def _built() -> Path:
             "(on Debian and Ubuntu: apt install g++)"
         )
     key = hashlib.sha256(repr((text, FLAGS, _version(found), _processor())).encode()).hexdigest()[:16]
-    final = cache_dir() / "native" / f"kernels-{key}.so"
+    final = Path(os.environ.get(FOLDER_VARIABLE) or cache_dir() / "native") / f"kernels-{key}.so"
     if final.exists():
         return final
     with lock("native-kernels"), disk(final):

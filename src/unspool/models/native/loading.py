@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from unspool.core.errors import Incompatible, InvalidInput, WeightsError
+from unspool.core.errors import InvalidInput, WeightsError
 from unspool.models import gguf
 from unspool.models.borrowed import read_borrowed
 from unspool.models.hub import ModelSource, resolve
@@ -14,7 +14,7 @@ from unspool.models.native.families import Shape
 from unspool.models.native.library import kernels
 from unspool.models.native.native_lm import NativeModel
 from unspool.models.native.network import Network
-from unspool.models.native.weights import PRECISIONS, GGUFWeights, Weights, folder_weights
+from unspool.models.native.weights import PRECISIONS, GGUFWeights, TensorWeights, Weights, folder_weights
 
 AUTO = "auto"
 
@@ -39,11 +39,16 @@ def load_native(name: str, *, dtype: str = AUTO, progress: bool = True) -> Nativ
     kernels()
     source = resolve(name, dtype=gguf.BLOCKS if dtype == AUTO else "float32", progress=progress)
     folder = Path(source.path)
-    if read_borrowed(folder) is not None:
-        raise Incompatible(f"{name} shares tensors with another model, which the native runtime does not read")
     config = _config(folder)
     Shape.of(config)
-    weights, precision = _weights(source, folder, config, dtype)
+    borrowed = read_borrowed(folder)
+    if borrowed is None:
+        weights, precision = _weights(source, folder, config, dtype)
+    else:
+        # The tokenizer is the base's as well.
+        own, folder = folder, Path(resolve(borrowed.base, progress=progress).path)
+        precision = _stored(config) if dtype == AUTO else dtype
+        weights = TensorWeights(borrowed.state(own, folder), precision)
     network = Network(config, weights)
     return NativeModel(
         network, config, _tokenizer(source, folder), name, stop_tokens=_stops(folder, config), precision=precision
@@ -64,9 +69,14 @@ def _weights(source: ModelSource, folder: Path, config: Any, dtype: str) -> tupl
     if dtype == AUTO and source.gguf is not None:
         file = gguf.read(source.gguf)
         return GGUFWeights(file), f"{file.tensors['blk.0.ffn_up.weight'].kind} of {source.gguf.name}"
-    stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    precision = (stored if stored in PRECISIONS else "float32") if dtype == AUTO else dtype
+    precision = _stored(config) if dtype == AUTO else dtype
     return folder_weights(folder, precision), precision
+
+
+def _stored(config: Any) -> str:
+    """The precision that a configuration states, if it is one of ours."""
+    stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    return stored if stored in PRECISIONS else "float32"
 
 
 def _tokenizer(source: ModelSource, folder: Path) -> Any:
