@@ -157,8 +157,9 @@ def jackknife(
     value = measure(range(n))
     if n < 3:
         return Estimate(value, None, None, n)
-    if isinstance(measure, LeavesOut):
-        without = np.asarray(measure.without(), dtype=np.float64)
+    asked: object = measure
+    if isinstance(asked, LeavesOut):
+        without = np.asarray(asked.without(), dtype=np.float64)
     else:
         without = np.array([measure([*range(place), *range(place + 1, n)]) for place in range(n)])
     error = math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
