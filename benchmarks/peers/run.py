@@ -5,7 +5,7 @@
     python benchmarks/peers/run.py openvino openvino-prompt-lookup --prompts 8 --new-tokens 128 --json
 
 Without a name it tells which peers are here. Several peers answer every prompt in turn, in an order that rotates, each
-in a process of its own. Exactly so many tokens are generated as asked for, greedily; the first prompt warms up.
+in a process of its own. Exactly so many tokens are generated as asked for, greedily; the first prompt is a warm-up.
 ``unspool bench SUITE --peers`` does the same beside our own methods, with intervals and a report.
 """
 
