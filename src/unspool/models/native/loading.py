@@ -49,7 +49,10 @@ def load_native(name: str, *, dtype: str = AUTO, progress: bool = True) -> Nativ
         own, folder = folder, Path(resolve(borrowed.base, progress=progress).path)
         precision = _stored(config) if dtype == AUTO else dtype
         weights = TensorWeights(borrowed.state(own, folder), precision)
-    network = Network(config, weights)
+    try:
+        network = Network(config, weights)
+    except WeightsError as error:
+        raise WeightsError(f"{name} cannot be loaded from {source.gguf or folder}: {error}") from error
     return NativeModel(
         network, config, _tokenizer(source, folder), name, stop_tokens=_stops(folder, config), precision=precision
     )
