@@ -91,7 +91,7 @@ def _prior(of: int) -> float:
     """Before anything is known: what the proposer says of itself, or less for every further sibling."""
     rank = of % _RANKS
     sure = of // (_RANKS * _DEPTHS) % _SURE
-    return (sure + 0.5) / 10 * 0.7 / (rank + 1) if sure < _SURE - 1 else 0.45 / (rank + 1) ** 1.5
+    return (sure + 0.5) / 10 * 0.5 / (rank + 1) if sure < _SURE - 1 else 0.2 / (rank + 1) ** 1.5
 
 
 class _Guess:
