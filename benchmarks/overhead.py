@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     assert began is not None
     whole = time.perf_counter() - began
     profiler.disable()
-    del model._forward
+    vars(model).pop("_forward", None)
 
     told: dict[str, Any] = {
         "method": options.method,
