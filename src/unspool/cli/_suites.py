@@ -38,6 +38,9 @@ Data = Annotated[
     ),
 ]
 Limit = Annotated[int | None, typer.Option("--limit", help="So many items at most, taken from the categories in turn.")]
+MaxNewTokens = Annotated[
+    int | None, typer.Option("--max-new-tokens", "-n", help="Of each turn at most. \\[default: the suite's]")
+]
 Raw = Annotated[bool, typer.Option("--raw", help="Ask without the chat template.")]
 Engine = Annotated[
     str,

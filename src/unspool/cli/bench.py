@@ -73,9 +73,7 @@ def bench(
             "--tokens", help="Exactly so many new tokens each turn: what would end an answer is ignored.", min=1
         ),
     ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", "-n", help="Of each turn at most. \\[default: the suite's]")
-    ] = None,
+    max_new_tokens: _suites.MaxNewTokens = None,
     setting: _options.Set = None,
     draft: _options.Draft = None,
     raw: _suites.Raw = False,

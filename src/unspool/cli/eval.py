@@ -65,9 +65,7 @@ def evaluate(
     samples: Annotated[
         int, typer.Option("--samples", help="Answers to each question, for pass@k; wants a temperature.")
     ] = 1,
-    max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", "-n", help="Of each turn at most. \\[default: the suite's]")
-    ] = None,
+    max_new_tokens: _suites.MaxNewTokens = None,
     raw: _suites.Raw = False,
     seed: _options.Seed = 0,
     model: _options.Model = _options.DEFAULT_MODEL,

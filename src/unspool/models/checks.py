@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from unspool.core.errors import InvalidInput
 from unspool.core.model import Capability, LanguageModel
-from unspool.core.scores import Request
+from unspool.core.scores import Request, Want
 from unspool.models.kv import KVCache
 
 
@@ -45,3 +47,28 @@ def check(
         not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= model.num_layers
     ):
         raise InvalidInput(f"layers {list(layers)} must ascend within 0 to {model.num_layers - 1}")
+
+
+def check_want(model: LanguageModel, want: Want) -> None:
+    """Refuse to be asked for what cannot be told.
+
+    Raises:
+        Incompatible: split attention or queries of a model without.
+        InvalidInput: attention probabilities together with one of them, or states behind a layer that there is not.
+    """
+    if want.split:
+        model.require(frozenset({Capability.SPLIT_ATTENTION}), "split attention")
+    if want.queries:
+        model.require(frozenset({Capability.QUERIES}), "a look at the queries")
+    if want.attentions and (want.split or want.queries):
+        raise InvalidInput("attention probabilities are only there in one call for all rows: not with split or queries")
+    if wrong := [layer for layer in want.hidden if not -1 <= layer <= model.num_layers]:
+        raise InvalidInput(
+            f"hidden states after layer {wrong[0]} were wanted; {model.name} has {model.num_layers} layers"
+        )
+
+
+def check_inputs(inputs: Tensor, count: int, width: int) -> None:
+    """Refuse vectors to enter that are not ``[count, width]``."""
+    if inputs.shape != (count, width):
+        raise InvalidInput(f"inputs have the shape {tuple(inputs.shape)}; {(count, width)} are needed")

@@ -15,7 +15,9 @@ with their true positions in them, so what is left needs no new numbers: ``lengt
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +46,8 @@ class KVPool:
         self.block = block
         self.ledger = ledger
         self.beside: KVPool | None = None
+        # The tensors' addresses, until one of them is exchanged.
+        self._addresses: Any = None
         self._room = _FIRST_ROOM if block is None else 0
 
     def claim(self) -> KVCache:
@@ -93,8 +97,27 @@ class KVPool:
                 new[: old.shape[0], :, : old.shape[2]] = old
             fresh.append(new)
         self.layers[layer] = (fresh[0], fresh[1])
+        self._addresses = None
         self._uncount(held)
         return self.layers[layer]
+
+    def addresses(self, layers: int, like: Tensor) -> Any:
+        """Where keys and values of all layers lie, in turn: an array of C for kernels that write them themselves.
+
+        Args:
+            layers: how many there are; they are made or enlarged first, to the room that was reserved.
+            like: ``[B, H, N, D]`` as for :meth:`buffers`.
+        """
+        first = self.layers.get(0)
+        if (
+            self._addresses is None
+            or first is None
+            or first[0].shape[0] < len(self.owners)
+            or first[0].shape[2] < self._room
+        ):
+            tensors = [tensor for layer in range(layers) for tensor in self.buffers(layer, like, like)]
+            self._addresses = (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+        return self._addresses
 
     def _count(self, keys: Tensor, values: Tensor, slots: int, room: int) -> None:
         if self.ledger is not None:
@@ -130,6 +153,7 @@ class KVPool:
             for held in self.layers.values():
                 self._uncount(held)
             self.layers.clear()
+            self._addresses = None
         elif self.block is not None:
             self._fit()
 
@@ -141,6 +165,7 @@ class KVPool:
             if keys.shape[0] > slots:
                 self._count(keys, values, slots, keys.shape[2])
                 self.layers[layer] = (keys[:slots].clone(), values[:slots].clone())
+                self._addresses = None
                 self._uncount((keys, values))
 
     @property

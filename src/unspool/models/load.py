@@ -83,13 +83,12 @@ def load_model(
     if dtype in INTEGERS:
         raise InvalidInput(f"dtype is {dtype!r}, which the native runtime has; this model runs with transformers here")
     from unspool.models.few_rows import use_few_rows
-    from unspool.models.tokenizer import TextTokenizer
 
     dtype = "float32" if dtype == AUTO else dtype
     source = resolve(name, progress=progress)
     model, tokenizer = _read(source, DTYPES[dtype], progress)
     use_few_rows(model)
-    return wrap(model.to(place), TextTokenizer(tokenizer) if tokenizer is not None else None, name)
+    return wrap(model.to(place), tokenizer, name)
 
 
 def _native(name: str, dtype: str, place: torch.device, backend: str, progress: bool) -> LanguageModel | None:
@@ -131,7 +130,9 @@ def _device(device: str | None) -> torch.device:
 def _read(source: ModelSource, dtype: torch.dtype, progress: bool) -> tuple[PreTrainedModel, Any]:
     import transformers
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    from unspool.models.tokenizer import read_tokenizer
 
     path = str(source.path)
     quiet = quiet_bars(progress)
@@ -158,13 +159,7 @@ def _read(source: ModelSource, dtype: torch.dtype, progress: bool) -> tuple[PreT
             f"the weights in {path} lack {len(missing)} tensors, {missing[0]} among them; fetch or convert the "
             f"model again"
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(
-            f"the tokenizer of {source.name} cannot be loaded from {path}: {_first_line(error)}"
-        ) from error
-    return model, tokenizer
+    return model, read_tokenizer(source.name, path)
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,7 +8,28 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from unspool.core.errors import InvalidInput
+from unspool.core.errors import InvalidInput, WeightsError
+
+
+def stops(*told: int | Sequence[int] | None) -> frozenset[int]:
+    """The tokens that end a text, by the first that says so."""
+    eos = next((ids for ids in told if ids is not None), ())
+    return frozenset({eos} if isinstance(eos, int) else eos)
+
+
+def read_tokenizer(name: str, path: str) -> TextTokenizer:
+    """The tokenizer in a folder, or of an id, for the model called ``name``.
+
+    Raises:
+        WeightsError: if it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return TextTokenizer(AutoTokenizer.from_pretrained(path))
+    except (OSError, ValueError, KeyError) as error:
+        told = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise WeightsError(f"the tokenizer of {name} cannot be loaded from {path}: {told}") from error
 
 
 class TextTokenizer:

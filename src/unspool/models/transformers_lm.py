@@ -17,16 +17,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from unspool.core.errors import Incompatible, InvalidInput
-from unspool.core.model import Cache, Capability, LanguageModel
+from unspool.core.model import Cache, Capability
 from unspool.core.scores import LOGITS, Request, Scores, Want
 from unspool.core.tree import ROOT, TokenTree
 from unspool.models.attention import attending, can_be_asked
-from unspool.models.checks import check
+from unspool.models.checks import check, check_inputs, check_want
 from unspool.models.few_rows import FewRowsLinear
 from unspool.models.kv import KVCache, KVPool
 from unspool.models.kv_pass import KVPass
 from unspool.models.memory import Footprint, Ledger
-from unspool.models.tokenizer import TextTokenizer
+from unspool.models.pooled import PooledModel
+from unspool.models.tokenizer import TextTokenizer, stops
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _FAR = 1 << 40
@@ -48,7 +49,7 @@ class _Skip(nn.Module):
         return hidden_states
 
 
-class TransformersModel(LanguageModel):
+class TransformersModel(PooledModel):
     """A causal language model of transformers.
 
     Args:
@@ -85,9 +86,6 @@ class TransformersModel(LanguageModel):
                 Capability.CACHE_EDITING,
             }
         )
-        # How new caches grow and who counts their bytes; see ``counted``.
-        self.cache_block: int | None = None
-        self.ledger: Ledger | None = None
         if not model.config.is_encoder_decoder:
             self.capabilities |= {Capability.MEMORY_BUDGET}
             if can_be_asked(model):
@@ -189,20 +187,6 @@ class TransformersModel(LanguageModel):
 
     # -- caches --------------------------------------------------------------------------------------------------
 
-    def new_caches(self, count: int) -> list[Cache]:
-        pool = KVPool(self.cache_block, self.ledger)
-        return [pool.claim() for _ in range(count)]
-
-    @contextmanager
-    def counted(self, ledger: Ledger, block: int) -> Iterator[None]:
-        """Caches that are made in this context grow by ``block`` positions; ``ledger`` counts them and their passes."""
-        before = self.cache_block, self.ledger
-        self.cache_block, self.ledger = block, ledger
-        try:
-            yield
-        finally:
-            self.cache_block, self.ledger = before
-
     def footprint(self, block: int) -> Footprint:
         """What decoding takes with caches that grow by ``block`` positions."""
         item = torch.empty((), dtype=self.dtype).element_size()
@@ -227,14 +211,7 @@ class TransformersModel(LanguageModel):
         batch = [requests[i] for i in order]
         caches: list[KVCache] = [request.cache for request in batch]  # type: ignore[misc]
         check(self, batch, caches, layers)
-        if want.split:
-            self.require(frozenset({Capability.SPLIT_ATTENTION}), "split attention")
-        if want.queries:
-            self.require(frozenset({Capability.QUERIES}), "a look at the queries")
-        if want.attentions and (want.split or want.queries):
-            raise InvalidInput(
-                "attention probabilities are only there in one call for all rows: not with split or queries"
-            )
+        check_want(self, want)
         counts = [len(request.tree) - request.known for request in batch]
         width = max(counts)
         starts = [cache.held + request.known for cache, request in zip(caches, batch, strict=True)]
@@ -369,10 +346,7 @@ class TransformersModel(LanguageModel):
         entering = self.embed(ids)
         for row, (request, count) in enumerate(zip(batch, counts, strict=True)):
             if request.inputs is not None:
-                if request.inputs.shape != (count, entering.shape[-1]):
-                    raise InvalidInput(
-                        f"inputs have the shape {tuple(request.inputs.shape)}; {(count, entering.shape[-1])} are needed"
-                    )
+                check_inputs(request.inputs, count, entering.shape[-1])
                 entering[row, :count] = request.inputs.to(entering)
         return entering
 
@@ -382,10 +356,6 @@ class TransformersModel(LanguageModel):
     def _taps(self, wanted: frozenset[int]) -> Iterator[dict[int, Tensor]]:
         """Collect hidden states ``[B, N, d]`` on the way: 0 enters the first layer, k leaves the k-th, -1 enters the
         head."""
-        if wrong := [layer for layer in wanted if not -1 <= layer <= self.num_layers]:
-            raise InvalidInput(
-                f"hidden states after layer {wrong[0]} were wanted; {self.name} has {self.num_layers} layers"
-            )
         tapped: dict[int, Tensor] = {}
         handles = []
 
@@ -498,8 +468,5 @@ class TransformersModel(LanguageModel):
 
 def stop_tokens_of(model: PreTrainedModel) -> frozenset[int]:
     """The tokens that end a text, by the generation config first, then the model's."""
-    for config in (getattr(model, "generation_config", None), model.config):
-        eos = getattr(config, "eos_token_id", None)
-        if eos is not None:
-            return frozenset(eos) if isinstance(eos, list | tuple) else frozenset({int(eos)})
-    return frozenset()
+    told = (getattr(model, "generation_config", None), model.config)
+    return stops(*(getattr(config, "eos_token_id", None) for config in told))

@@ -266,3 +266,32 @@ def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, cache_folder: Pa
     with pytest.raises(NoCompiler, match="cannot build the native kernels"):
         library._built()
     assert not list(cache_folder.glob("native/*"))
+
+
+# -- memory -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", [None, 8])
+def test_kernels_are_told_where_the_cache_lies_now(block: int | None) -> None:
+    """Tensors are exchanged when a pool grows, shrinks or forks, also between two passes."""
+    lm = made(network("llama", torch.float32))
+    lm.cache_block = block
+    first = filled(lm, prompts(1)[0])
+    pool: Any = first.pool  # type: ignore[attr-defined]
+
+    def told() -> list[int]:
+        return list(pool.addresses(lm.num_layers, lm.row))
+
+    def true() -> list[int]:
+        return [tensor.data_ptr() for layer in range(lm.num_layers) for tensor in pool.layers[layer]]
+
+    assert told() == true()
+    for _ in range(4):
+        forks = [first.fork() for _ in range(3)]
+        for fork in forks[1:]:
+            fork.release()
+        assert told() == true()
+        forks[0].release()
+        pool.reserve(2 * pool.layers[0][0].shape[2])
+        assert told() == true()
+        assert pool.layers[0][0].shape[0] >= len(pool.owners)

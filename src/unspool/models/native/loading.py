@@ -15,6 +15,7 @@ from unspool.models.native.library import kernels
 from unspool.models.native.native_lm import NativeModel
 from unspool.models.native.network import Network
 from unspool.models.native.weights import PRECISIONS, GGUFWeights, TensorWeights, Weights, folder_weights
+from unspool.models.tokenizer import read_tokenizer, stops
 
 AUTO = "auto"
 
@@ -54,7 +55,12 @@ def load_native(name: str, *, dtype: str = AUTO, progress: bool = True) -> Nativ
     except WeightsError as error:
         raise WeightsError(f"{name} cannot be loaded from {source.gguf or folder}: {error}") from error
     return NativeModel(
-        network, config, _tokenizer(source, folder), name, stop_tokens=_stops(folder, config), precision=precision
+        network,
+        config,
+        read_tokenizer(name, str(folder)),
+        name,
+        stop_tokens=_stops(folder, config),
+        precision=precision,
     )
 
 
@@ -82,22 +88,8 @@ def _stored(config: Any) -> str:
     return stored if stored in PRECISIONS else "float32"
 
 
-def _tokenizer(source: ModelSource, folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    from unspool.models.tokenizer import TextTokenizer
-
-    try:
-        return TextTokenizer(AutoTokenizer.from_pretrained(str(folder)))
-    except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"the tokenizer of {source.name} cannot be loaded from {folder}: {error}") from error
-
-
 def _stops(folder: Path, config: Any) -> frozenset[int]:
     """The tokens that end a text, by the generation config first, then the model's."""
     file = folder / "generation_config.json"
     told = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
-    stops = told if told is not None else getattr(config, "eos_token_id", None)
-    if stops is None:
-        return frozenset()
-    return frozenset(stops) if isinstance(stops, list) else frozenset({int(stops)})
+    return stops(told, getattr(config, "eos_token_id", None))

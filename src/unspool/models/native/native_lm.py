@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unspool.core.errors import InvalidInput
-from unspool.core.model import Cache, Capability, LanguageModel
+from unspool.core.model import Capability
 from unspool.core.scores import LOGITS, Request, Scores, Want
-from unspool.models.checks import check
-from unspool.models.kv import KVCache, KVPool
+from unspool.models.checks import check, check_inputs, check_want
+from unspool.models.kv import KVCache
 from unspool.models.memory import Ledger
 from unspool.models.native.footprint import NativeFootprint
 from unspool.models.native.network import Network, SequenceStruct, TokensStruct
+from unspool.models.pooled import PooledModel
 
 
-class NativeModel(LanguageModel):
+class NativeModel(PooledModel):
     """A decoder-only model of the Llama family on the CPU.
 
     A token is computed by the same operations in the same order whatever is scored beside it, so what a tree says of a
@@ -69,8 +68,10 @@ class NativeModel(LanguageModel):
                 Capability.MEMORY_BUDGET,
             }
         )
-        self.cache_block: int | None = None
-        self.ledger: Ledger | None = None
+        shape = network.shape
+        # Keys and values of no tokens: what pools have to hold.
+        kept = torch.float16 if network.half_cache else torch.float32
+        self.row = torch.empty(1, shape.kv_heads, 0, shape.head_dim, dtype=kept)
 
     @property
     def num_layers(self) -> int:
@@ -81,20 +82,6 @@ class NativeModel(LanguageModel):
         return self.network.shape.hidden
 
     # -- caches ------------------------------------------------------------------------------------------------------
-
-    def new_caches(self, count: int) -> list[Cache]:
-        pool = KVPool(self.cache_block, self.ledger)
-        return [pool.claim() for _ in range(count)]
-
-    @contextmanager
-    def counted(self, ledger: Ledger, block: int) -> Iterator[None]:
-        """Caches that are made in this context grow by ``block`` positions; ``ledger`` counts them and their passes."""
-        before = self.cache_block, self.ledger
-        self.cache_block, self.ledger = block, ledger
-        try:
-            yield
-        finally:
-            self.cache_block, self.ledger = before
 
     def footprint(self, block: int) -> NativeFootprint:
         """What decoding takes with caches that grow by ``block`` positions."""
@@ -115,25 +102,6 @@ class NativeModel(LanguageModel):
         # Buffers of a wider pass would be there beside what was announced.
         self.network.drop_buffers()
 
-    def _table(self, pool: KVPool, positions: int) -> tuple[Any, int]:
-        """Addresses of keys and values of every layer of a pool with room for ``positions``; and that room."""
-        pool.reserve(positions)
-        shape = self.network.shape
-        first = pool.layers.get(0)
-        known = getattr(pool, "native_table", None)
-        if first is None or first[0].shape[0] < len(pool.owners) or first[0].shape[2] < positions or known is None:
-            like = torch.empty(
-                1, shape.kv_heads, 0, shape.head_dim, dtype=torch.float16 if self.network.half_cache else torch.float32
-            )
-            for layer in range(shape.layers):
-                pool.buffers(layer, like, like)
-        first = pool.layers[0]
-        if known is None or known[0] != (first[0].data_ptr(), first[0].shape[2]):
-            addresses = [tensor.data_ptr() for layer in range(shape.layers) for tensor in pool.layers[layer]]
-            known = ((addresses[0], first[0].shape[2]), (ctypes.c_void_p * len(addresses))(*addresses))
-            pool.native_table = known  # type: ignore[attr-defined]
-        return known[1], known[0][1]
-
     # -- scoring -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -142,14 +110,7 @@ class NativeModel(LanguageModel):
     ) -> list[Scores]:
         caches: list[KVCache] = [request.cache for request in requests]  # type: ignore[misc]
         check(self, requests, caches, layers)
-        if want.attentions and (want.split or want.queries):
-            raise InvalidInput(
-                "attention probabilities are only there in one call for all rows: not with split or queries"
-            )
-        if wrong := [layer for layer in want.hidden if not -1 <= layer <= self.num_layers]:
-            raise InvalidInput(
-                f"hidden states after layer {wrong[0]} were wanted; {self.name} has {self.num_layers} layers"
-            )
+        check_want(self, want)
         network, threads = self.network, torch.get_num_threads()
         ledger = caches[0].pool.ledger
         if ledger is not None:
@@ -199,11 +160,7 @@ class NativeModel(LanguageModel):
             self.network.embed(batch.ids, states)
         for (first, last), request in zip(batch.spans, requests, strict=True):
             if request.inputs is not None:
-                if request.inputs.shape != (last - first, self.hidden_size):
-                    raise InvalidInput(
-                        f"inputs have the shape {tuple(request.inputs.shape)}; {(last - first, self.hidden_size)} are "
-                        "needed"
-                    )
+                check_inputs(request.inputs, last - first, self.hidden_size)
                 states[first:last] = request.inputs.to(states)
 
     def _run(
@@ -296,17 +253,19 @@ class _Batch:
         position, row, until, further = [], [], [], []
         begin = np.zeros(self.count + 1, dtype=np.int32)
         self._sequences = (SequenceStruct * len(requests))()
-        self._tables = []
         first = 0
-        # The rows of a pool may move when it grows: first make room for all, then take addresses.
+        pools = {id(cache.pool): cache.pool for cache in caches}
         for cache, request in zip(caches, requests, strict=True):
-            model._table(cache.pool, cache.held + len(request.tree))
+            cache.pool.reserve(cache.held + len(request.tree))
+        # The rows of a pool move when it grows: it does so here, and no more until the pass is over.
+        self._tables = {key: pool.addresses(model.num_layers, model.row) for key, pool in pools.items()}
         for index, (request, cache, count) in enumerate(zip(requests, caches, counts, strict=True)):
             tree, known, held = request.tree, request.known, cache.held
-            table, room = model._table(cache.pool, held + len(tree))
-            self._tables.append(table)
             self._sequences[index] = SequenceStruct(
-                ctypes.addressof(table), cache.slot, room, cache.solid - cache.dropped if cache.dropped else 0
+                ctypes.addressof(self._tables[id(cache.pool)]),
+                cache.slot,
+                cache.pool.layers[0][0].shape[2],
+                cache.solid - cache.dropped if cache.dropped else 0,
             )
             tokens += tree.token_list[known:] if known else tree.token_list
             rows = np.arange(held + known, held + len(tree), dtype=np.int32)
