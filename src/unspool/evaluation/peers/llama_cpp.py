@@ -48,6 +48,8 @@ class LlamaCpp(Peer):
                 n_batch=BATCH,
                 n_threads=contest.threads,
                 n_threads_batch=contest.threads,
+                # The package keeps logits of all tokens for its lookup, but makes room for them only if told to.
+                logits_all=self.name == LOOKUP,
                 draft_model=lookup if self.name == LOOKUP else None,
                 verbose=False,
             )
