@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from unspool.core.model import LanguageModel
 from unspool.models.load import wrap
+from unspool.models.native.families import Shape
 from unspool.models.native.native_lm import NativeModel
 from unspool.models.native.network import Network
 from unspool.models.native.weights import PRECISIONS, TensorWeights
@@ -209,8 +210,8 @@ def native(shape: str, *, noise: float = 0.0) -> NativeModel:
     precision, inner = (what, "llama") if what in PRECISIONS else ("float32", what)
     whole = network(inner, torch.float64, noise=noise)
     tensors = {name: tensor.float() for name, tensor in whole.state_dict().items()}
-    made = Network(whole.config, TensorWeights(tensors, precision), half_cache=False)
-    lm = NativeModel(made, whole.config, precision=precision)
+    made = Network(Shape.of(whole.config), TensorWeights(tensors, precision), half_cache=False)
+    lm = NativeModel(made, precision=precision)
     lm.model = whole  # type: ignore[attr-defined]
     return lm
 

@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from unspool.core.cards import Card, Kind, NoSettings
@@ -92,6 +93,21 @@ class Registry:
             self._discovered = False
             raise
 
+    def _find(self, slug: str) -> None:
+        """Import the file of that name, if a room has one: a method's file is named after its slug."""
+        name = slug.replace("-", "_")
+        if not name.isidentifier():
+            return
+        package = importlib.import_module(self._package)
+        rooms = [(Path(path), self._package) for path in package.__path__]
+        while rooms:
+            folder, prefix = rooms.pop()
+            for entry in sorted(folder.iterdir()):
+                if entry.name == f"{name}.py" and prefix != self._package:
+                    importlib.import_module(f"{prefix}.{name}")
+                elif (entry / "__init__.py").is_file() and not (prefix == self._package and entry.name in _OUTSIDE):
+                    rooms.append((entry, f"{prefix}.{entry.name}"))
+
     def __iter__(self) -> Iterator[Method]:
         self.discover()
         return iter(sorted(self._methods.values(), key=lambda m: (m.room, m.card.slug)))
@@ -102,6 +118,8 @@ class Registry:
         Raises:
             UnknownMethod: with the nearest slugs, and all of them.
         """
+        if slug not in self._methods:
+            self._find(slug)
         if slug not in self._methods:
             self.discover()
         if slug not in self._methods:

@@ -18,7 +18,7 @@ from unspool.core.scores import Request, Want
 from unspool.core.tree import TokenTree
 from unspool.models.load import load_model
 from unspool.models.native import library
-from unspool.models.native.families import FAMILIES
+from unspool.models.native.families import FAMILIES, Shape
 from unspool.models.native.library import NoCompiler
 from unspool.models.native.loading import load_native
 from unspool.models.native.native_lm import NativeModel
@@ -31,7 +31,7 @@ TREE = TokenTree([1, 2, 3, 4, 5, 6, 7, 8, 2], [-1, -1, 0, 0, 1, 2, 5, 6, -1])
 
 def made(whole: Any, precision: str = "float32", *, half_cache: bool | None = None) -> NativeModel:
     tensors = {name: tensor.float() for name, tensor in whole.state_dict().items()}
-    return NativeModel(Network(whole.config, TensorWeights(tensors, precision), half_cache=half_cache), whole.config)
+    return NativeModel(Network(Shape.of(whole.config), TensorWeights(tensors, precision), half_cache=half_cache))
 
 
 def filled(lm: NativeModel, prompt: list[int]) -> Cache:
@@ -108,10 +108,10 @@ def test_weights_that_do_not_fit() -> None:
     tensors = whole.state_dict()
     without = {name: tensor for name, tensor in tensors.items() if name != "model.norm.weight"}
     with pytest.raises(WeightsError, match=r"lack model\.norm\.weight"):
-        Network(whole.config, TensorWeights(without, "float32"))
+        Network(Shape.of(whole.config), TensorWeights(without, "float32"))
     tensors["model.layers.1.mlp.up_proj.weight"] = torch.zeros(3, 32)
     with pytest.raises(WeightsError, match=r"\[3, 32\]"):
-        Network(whole.config, TensorWeights(tensors, "float32"))
+        Network(Shape.of(whole.config), TensorWeights(tensors, "float32"))
 
 
 # -- bit for bit --------------------------------------------------------------------------------------------------

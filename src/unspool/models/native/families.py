@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import get_layer_types_and_kwargs
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from unspool.core.errors import Incompatible
 
@@ -64,15 +62,18 @@ class Shape:
     """The numbers of a network, from its configuration.
 
     Args:
+        model_type: of transformers, a name in :data:`FAMILIES`.
         windows: of each layer, the positions that a token sees; 0 for all.
         kinds: of each layer, the name of its rotary positions.
         activation: as in ``kernels.cpp``.
         scale: what scores of attention are multiplied by.
         softcap, final_softcap: 0 for none.
         embedding_factor: what embeddings are multiplied by.
+        context_length: positions that it was made for, if it says so.
+        rotations: of each kind of layer, its ``head_dim / 2`` rotary frequencies and the factor of cosine and sine.
     """
 
-    family: Family
+    model_type: str
     vocabulary: int
     hidden: int
     mlp: int
@@ -89,6 +90,12 @@ class Shape:
     kinds: tuple[str, ...]
     embedding_factor: float
     tied: bool
+    context_length: int | None
+    rotations: dict[str, tuple[tuple[float, ...], float]]
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.model_type]
 
     @classmethod
     def of(cls, config: Any) -> Shape:
@@ -97,6 +104,9 @@ class Shape:
         Raises:
             Incompatible: if the network is of another family, or has something that the kernels do not know.
         """
+        # Takes a second to import, and is not needed where a network is known already.
+        from transformers.cache_utils import get_layer_types_and_kwargs
+
         family = FAMILIES.get(config.model_type)
         if family is None:
             raise Incompatible(
@@ -115,8 +125,8 @@ class Shape:
         if unknown := set(kinds) - {_FULL, _SLIDING}:
             raise Incompatible(f"the native runtime does not know layers of the kind {min(unknown)!r}")
         scalar = getattr(config, "query_pre_attn_scalar", None) or head_dim
-        shape = cls(
-            family=family,
+        return cls(
+            model_type=config.model_type,
             vocabulary=int(config.vocab_size),
             hidden=int(config.hidden_size),
             mlp=int(config.intermediate_size),
@@ -133,13 +143,24 @@ class Shape:
             kinds=tuple(kinds),
             embedding_factor=float(config.hidden_size) ** 0.5 if family.scaled else 1.0,
             tied=bool(config.tie_word_embeddings),
+            context_length=getattr(config, "max_position_embeddings", None),
+            rotations={kind: _rotation(config, kind) for kind in dict.fromkeys(kinds)},
         )
-        for kind in set(kinds):
-            frequencies(config, kind)
-        return shape
+
+    @classmethod
+    def stored(cls, fields: dict[str, Any]) -> Shape:
+        """From what :func:`dataclasses.asdict` made of one, by way of JSON."""
+        rotations = {kind: (tuple(found), factor) for kind, (found, factor) in fields["rotations"].items()}
+        lists = {name: tuple(fields[name]) for name in ("windows", "kinds")}
+        return cls(**{**fields, **lists, "rotations": rotations})
 
 
-def frequencies(config: Any, kind: str) -> tuple[Tensor, float]:
+def _rotation(config: Any, kind: str) -> tuple[tuple[float, ...], float]:
+    frequencies, factor = _frequencies(config, kind)
+    return tuple(frequencies.tolist()), factor
+
+
+def _frequencies(config: Any, kind: str) -> tuple[Tensor, float]:
     """``[head_dim / 2]`` rotary frequencies of a kind of layer, and the factor of cosine and sine.
 
     Raises:
@@ -154,6 +175,8 @@ def frequencies(config: Any, kind: str) -> tuple[Tensor, float]:
     if form == "default":
         size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         return 1.0 / (mine["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float) / size)), 1.0
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
     more = {"layer_type": kind} if by_layer else {}
     found, factor = ROPE_INIT_FUNCTIONS[form](config, torch.device("cpu"), **more)
     return found.float(), float(factor)

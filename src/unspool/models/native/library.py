@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from functools import lru_cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from unspool.core.errors import UnspoolError
@@ -68,8 +69,17 @@ def kernels() -> ctypes.CDLL:
     return library
 
 
+def layout() -> str:
+    """A name for how the kernels want matrices to lie: equal names, equal bytes."""
+    return hashlib.sha256(_source().read_bytes() + _processor().encode()).hexdigest()[:12]
+
+
+def _source() -> Traversable:
+    return resources.files(__package__) / "kernels.cpp"
+
+
 def _built() -> Path:
-    source = resources.files(__package__) / "kernels.cpp"
+    source = _source()
     text = source.read_bytes()
     found = compiler()
     if found is None:

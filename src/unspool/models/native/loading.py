@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from unspool.core.errors import InvalidInput, WeightsError
 from unspool.models import gguf
 from unspool.models.borrowed import read_borrowed
-from unspool.models.hub import ModelSource, resolve
+from unspool.models.hub import resolve
+from unspool.models.native import prepared
 from unspool.models.native.families import Shape
 from unspool.models.native.library import kernels
 from unspool.models.native.native_lm import NativeModel
@@ -40,28 +42,49 @@ def load_native(name: str, *, dtype: str = AUTO, progress: bool = True) -> Nativ
     kernels()
     source = resolve(name, dtype=gguf.BLOCKS if dtype == AUTO else "float32", progress=progress)
     folder = Path(source.path)
+    if dtype == AUTO and source.gguf is not None:
+        return _from_blocks(name, folder, source.gguf)
     config = _config(folder)
-    Shape.of(config)
+    shape = Shape.of(config)
+    precision = _stored(config) if dtype == AUTO else dtype
     borrowed = read_borrowed(folder)
     if borrowed is None:
-        weights, precision = _weights(source, folder, config, dtype)
+        weights = folder_weights(folder, precision)
     else:
         # The tokenizer is the base's as well.
         own, folder = folder, Path(resolve(borrowed.base, progress=progress).path)
-        precision = _stored(config) if dtype == AUTO else dtype
         weights = TensorWeights(borrowed.state(own, folder), precision)
+    network = _network(shape, weights, name, folder)
+    stop_tokens = _stops(folder, config)
+    return NativeModel(network, read_tokenizer(name, str(folder)), name, stop_tokens=stop_tokens, precision=precision)
+
+
+def _from_blocks(name: str, folder: Path, path: Path) -> NativeModel:
+    """The model in a GGUF file, its blocks as they are; packed once, and read as packed from then on."""
+    kept = prepared.place(folder)
+    # Both are read by code that leaves Python free, so they take the time of the longer one.
+    with ThreadPoolExecutor(1) as beside:
+        reading = beside.submit(read_tokenizer, name, str(folder))
+        found = prepared.read(kept)
+        if found is None:
+            config, file = _config(folder), gguf.read(path)
+            shape, stop_tokens = Shape.of(config), _stops(folder, config)
+            precision = f"{file.tensors['blk.0.ffn_up.weight'].kind} of {path.name}"
+            packing = prepared.Packing(GGUFWeights(file))
+            network = _network(shape, packing, name, path)
+            packing.write(kept, shape, stop_tokens, precision)
+        else:
+            stop_tokens, precision = found.stop_tokens, found.precision
+            network = _network(found.shape, found.weights, name, kept)
+        tokenizer = reading.result()
+    return NativeModel(network, tokenizer, name, stop_tokens=stop_tokens, precision=precision)
+
+
+def _network(shape: Shape, weights: Weights, name: str, place: Path) -> Network:
     try:
-        network = Network(config, weights)
+        return Network(shape, weights)
     except WeightsError as error:
-        raise WeightsError(f"{name} cannot be loaded from {source.gguf or folder}: {error}") from error
-    return NativeModel(
-        network,
-        config,
-        read_tokenizer(name, str(folder)),
-        name,
-        stop_tokens=_stops(folder, config),
-        precision=precision,
-    )
+        raise WeightsError(f"{name} cannot be loaded from {place}: {error}") from error
 
 
 def _config(folder: Path) -> Any:
@@ -71,15 +94,6 @@ def _config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(str(folder)).get_text_config(decoder=True)
     except (OSError, ValueError, KeyError) as error:
         raise WeightsError(f"the configuration in {folder} cannot be read: {error}") from error
-
-
-def _weights(source: ModelSource, folder: Path, config: Any, dtype: str) -> tuple[Weights, str]:
-    """The weights, and their precision for people."""
-    if dtype == AUTO and source.gguf is not None:
-        file = gguf.read(source.gguf)
-        return GGUFWeights(file), f"{file.tensors['blk.0.ffn_up.weight'].kind} of {source.gguf.name}"
-    precision = _stored(config) if dtype == AUTO else dtype
-    return folder_weights(folder, precision), precision
 
 
 def _stored(config: Any) -> str:

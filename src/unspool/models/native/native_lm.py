@@ -28,7 +28,6 @@ class NativeModel(PooledModel):
 
     Args:
         network: its packed weights.
-        config: of transformers.
         tokenizer: text to tokens and back, or ``None``.
         name: what to call it in messages.
         stop_tokens: tokens that end a text.
@@ -38,7 +37,6 @@ class NativeModel(PooledModel):
     def __init__(
         self,
         network: Network,
-        config: Any,
         tokenizer: Any = None,
         name: str = "",
         *,
@@ -46,13 +44,12 @@ class NativeModel(PooledModel):
         precision: str = "float32",
     ) -> None:
         self.network = network
-        self.config = config
         self.tokenizer = tokenizer
-        self.name = name or config.model_type
+        self.name = name or network.shape.model_type
         self.precision = precision
         self.stop_tokens = stop_tokens
         self.vocab_size = network.head.n
-        self.context_length = getattr(config, "max_position_embeddings", None)
+        self.context_length = network.shape.context_length
         self.device = torch.device("cpu")
         self.dtype = torch.float32
         self.capabilities = frozenset(

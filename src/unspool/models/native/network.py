@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from unspool.core.errors import WeightsError
-from unspool.models.native.families import Shape, frequencies
+from unspool.models.native.families import Shape
 from unspool.models.native.library import kernels
-from unspool.models.native.packing import Kind, Matrix, MatrixStruct, Rows
+from unspool.models.native.packing import Kind, Matrix, MatrixStruct, Packed, Rows
 from unspool.models.native.weights import Weights
 
 _PROJECTIONS = {
@@ -107,8 +106,8 @@ class SpaceStruct(ctypes.Structure):
 class Rotation:
     """Tables of cosines and sines for a kind of layer, ``[positions, head_dim / 2]``, made as far as needed."""
 
-    def __init__(self, config: Any, kind: str) -> None:
-        self._frequencies, self._factor = frequencies(config, kind)
+    def __init__(self, frequencies: Sequence[float], factor: float) -> None:
+        self._frequencies, self._factor = torch.tensor(frequencies, dtype=torch.float32), factor
         self.cosine = self.sine = torch.empty(0, 0)
 
     def reach(self, positions: int) -> bool:
@@ -125,20 +124,19 @@ class Network:
     """A network of the family, ready for the kernels.
 
     Args:
-        config: of transformers.
+        shape: its numbers.
         weights: its parameters.
         half_cache: whether keys and values are kept in half precision; by default if any weight of a layer is not in
             single precision.
 
     Raises:
-        Incompatible: if the kernels do not know it.
         WeightsError: if parameters are missing or of another shape.
     """
 
-    def __init__(self, config: Any, weights: Weights, *, half_cache: bool | None = None) -> None:
-        self.shape = shape = Shape.of(config)
+    def __init__(self, shape: Shape, weights: Weights, *, half_cache: bool | None = None) -> None:
+        self.shape = shape
         self._vectors: list[Tensor] = []
-        self._rotations = {kind: Rotation(config, kind) for kind in dict.fromkeys(shape.kinds)}
+        self._rotations = {kind: Rotation(*of) for kind, of in shape.rotations.items()}
         self.embedding = Matrix(self._checked(weights.matrix("model.embed_tokens.weight"), None, shape.hidden))
         self.head = (
             self.embedding
@@ -202,7 +200,7 @@ class Network:
         return layer
 
     @staticmethod
-    def _checked(rows: Rows, n: int | None, k: int) -> Rows:
+    def _checked(rows: Rows | Packed, n: int | None, k: int) -> Rows | Packed:
         if rows.k != k or n not in (None, rows.n):
             raise WeightsError(f"a matrix has the shape {[rows.n, rows.k]}; the configuration wants {[n or rows.n, k]}")
         return rows

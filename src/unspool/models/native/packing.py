@@ -93,18 +93,32 @@ class Rows:
         return Rows(self.kind, self.n, self.k, self.values[order], pick(self.scales), pick(self.minima))
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A matrix ``[n, k]`` as the kernels read it.
+
+    Args:
+        data: its floats or its blocks.
+    """
+
+    kind: Kind
+    n: int
+    k: int
+    data: Tensor
+
+
 class Matrix:
     """A packed matrix and its bias; ``struct`` is what the kernels are given.
 
     Args:
-        rows: what to pack.
+        rows: the matrix, to be packed if it is not yet.
         bias: ``[n]`` or ``None``.
     """
 
-    def __init__(self, rows: Rows, bias: Tensor | None = None) -> None:
+    def __init__(self, rows: Rows | Packed, bias: Tensor | None = None) -> None:
         self.kind, self.n, self.k = rows.kind, rows.n, rows.k
         self.bias = None if bias is None else bias.detach().to(torch.float32).contiguous().clone()
-        self.packed = _pack(rows)
+        self.packed = (rows if isinstance(rows, Packed) else pack(rows)).data
         self.struct = MatrixStruct(
             self.packed.data_ptr(),
             None if self.bias is None else self.bias.data_ptr(),
@@ -120,7 +134,12 @@ class Matrix:
         return self.packed.numel() * self.packed.element_size()
 
 
-def _pack(rows: Rows) -> Tensor:
+def pack(rows: Rows) -> Packed:
+    """Lay a matrix out as the kernels read it."""
+    return Packed(rows.kind, rows.n, rows.k, _packed(rows))
+
+
+def _packed(rows: Rows) -> Tensor:
     if rows.kind in _DTYPES:
         values = np.ascontiguousarray(rows.values)
         out = torch.empty(-(-rows.n // 16) * rows.k * 16, dtype=_DTYPES[rows.kind])

@@ -15,7 +15,7 @@ from torch import Tensor
 from unspool.core.errors import WeightsError
 from unspool.models.gguf.architectures import ARCHITECTURES
 from unspool.models.gguf.header import GGUFFile
-from unspool.models.native.packing import Rows, from_blocks, from_floats
+from unspool.models.native.packing import Packed, Rows, from_blocks, from_floats
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
 
@@ -25,7 +25,7 @@ class Weights(Protocol):
 
     def __contains__(self, name: str) -> bool: ...
 
-    def matrix(self, name: str) -> Rows: ...
+    def matrix(self, name: str) -> Rows | Packed: ...
 
     def vector(self, name: str) -> Tensor: ...
 
