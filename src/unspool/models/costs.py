@@ -27,7 +27,7 @@ from unspool.models.conversation import Conversation
 from unspool.models.storage import cache_dir, write_whole
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-_CONTEXT = 64
+_CONTEXT = 256
 _ROUNDS = 3
 # A table that took less to make is made again rather than kept in a file.
 _WORTH_KEEPING = 0.5
@@ -141,6 +141,7 @@ def _fingerprint(model: LanguageModel) -> str:
         torch.get_num_threads(),
         torch.__version__,
         WIDTHS,
+        _CONTEXT,
     )
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
 

@@ -110,6 +110,16 @@ class TextTokenizer:
     def vocab(self) -> dict[str, int]:
         return dict(self.hf.get_vocab())
 
+    @property
+    def backend(self) -> tokenizers.Tokenizer | None:
+        """The tokenizer of the tokenizers library that does the work, if one does."""
+        return getattr(self.hf, "backend_tokenizer", None)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens with a role of their own (begin, end, padding, unknown)."""
+        return frozenset(self.hf.all_special_ids)
+
 
 class FileTokenizer(TextTokenizer):
     """A tokenizer that its files describe whole, run without transformers; see :meth:`of`.
@@ -156,7 +166,7 @@ class FileTokenizer(TextTokenizer):
             raise WeightsError(f"the tokenizer of {name} cannot be loaded from {file}: {error}") from error
 
     @cached_property
-    def hf(self) -> PreTrainedTokenizerBase:  # type: ignore[override]
+    def hf(self) -> PreTrainedTokenizerBase:
         return _from_transformers(self._name, str(self._folder))
 
     def encode(self, text: str, special: bool = True) -> list[int]:
@@ -201,3 +211,12 @@ class FileTokenizer(TextTokenizer):
 
     def vocab(self) -> dict[str, int]:
         return dict(self._backend.get_vocab(with_added_tokens=True))
+
+    @property
+    def backend(self) -> tokenizers.Tokenizer:
+        return self._backend
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        found = (self._backend.token_to_id(text) for text in self._named.values())
+        return frozenset(token for token in found if token is not None)

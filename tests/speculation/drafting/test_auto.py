@@ -196,3 +196,53 @@ def test_arms_can_be_chosen() -> None:
 def test_arms_that_cannot_be_used(arms: tuple[str, ...], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         made(arms=arms)
+
+
+# -- naps -----------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Every look at it takes a millisecond."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 1e-3
+        return self.now
+
+
+def asked(composition: Composition, drafter: Auto, new_tokens: int) -> tuple[list[int], int]:
+    """How often each arm was asked for a draft, in how many steps."""
+    counts = [0] * len(drafter.arms)
+    for place, arm in enumerate(drafter.arms):
+        inner = arm.propose
+
+        def propose(branches: Any, budgets: Any, place: int = place, inner: Any = inner) -> Any:
+            counts[place] += 1
+            return inner(branches, budgets)
+
+        arm.propose = propose  # type: ignore[method-assign]
+    events = composition.decode([[1, 2, 3]], stop=Stop(max_new_tokens=new_tokens))
+    return counts, sum(isinstance(event, Stepped) for event in events)
+
+
+def test_arms_that_do_not_pay_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unspool.speculation.drafting.auto.time", Clock())
+    drafter, composition = made(TableModel(64, seed=3, scale=1.0))
+    # A pass takes ten times an arm's work, and a draft never pays.
+    drafter.costs = PassCosts((1, 2), (1e-2, 3e-2))
+    counts, steps = asked(composition, drafter, 400)
+    assert steps == 400
+    assert all(10 < count < 150 for count in counts), counts
+
+
+def test_arms_that_pay_are_asked_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unspool.speculation.drafting.auto.time", Clock())
+    drafter, composition = made()
+    drafter.costs = PassCosts((1, 64), (1.0, 1.01))
+    fill(drafter)
+    counts, steps = asked(composition, drafter, 120)
+    # The last token of a request needs no draft.
+    assert steps < 100
+    assert all(steps - 1 <= count <= steps for count in counts), (counts, steps)

@@ -54,7 +54,7 @@ def read(file: Path) -> Prepared | None:
             header = json.loads(stream.readline())
             data = torch.empty(header["bytes"], dtype=torch.uint8)
             # One read into memory of our own: mapped pages of a file are small, which costs every later pass.
-            if stream.readinto(memoryview(data.numpy())) != header["bytes"] or stream.read(1):
+            if stream.readinto(data.numpy().data) != header["bytes"] or stream.read(1):
                 return None
     except (OSError, ValueError, KeyError):
         return None
@@ -140,7 +140,7 @@ class Packing:
                     stream.write(json.dumps(header).encode() + b"\n")
                     for raw in parts:
                         size = raw.numel() * raw.element_size()
-                        stream.write(memoryview(raw.contiguous().view(torch.uint8).numpy()))
+                        stream.write(raw.contiguous().view(torch.uint8).numpy().data)
                         stream.write(bytes(-size % _ALIGNED))
                 draft.replace(file)
             finally:

@@ -11,12 +11,17 @@ that are committed judge every candidate, whether it was sent or not, so all arm
 is spent on trying one out (a bandit with full information). The seconds are measured once for a model on a machine and
 kept. Where no candidate pays for itself nothing is sent, which is plain decoding.
 
+Asking costs time as well. Every drafter has an account on every text, in seconds: what it saved, less what its
+candidates and its own work took. One whose account is empty sleeps for some steps, longer each time, and is tried again.
+
 Lossless: all candidates are fixed before the target is asked, and are matched with its own choices.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
@@ -26,13 +31,18 @@ from unspool.core.cards import Card, Kind, settings
 from unspool.core.errors import Incompatible
 from unspool.core.learned import Learned
 from unspool.core.registry import register
-from unspool.core.sockets import Budget, Draft, Proposal, Setup
+from unspool.core.sockets import Budget, Draft, Observation, Proposal, Setup
 from unspool.core.tree import ROOT, TokenTree
 from unspool.models.costs import PassCosts, pass_costs
 from unspool.speculation.drafting._acceptance import AcceptanceRates, Judge
 from unspool.speculation.drafting._arms import Arms
 
 _FEW = 8
+# Of accounts, in passes over one token: what an arm may lose before it sleeps, and in a later trial; of naps, in steps.
+_CREDIT, _TRIAL = 1.0, 0.25
+_SHORT, _LONG = 8, 64
+# What a draft has to promise over none.
+_MARGIN = 1.03
 
 
 @settings
@@ -48,6 +58,79 @@ class AutoSettings:
         Field(ge=1, description="draft tokens in all, per step; by default what pays by the measured costs of a pass"),
     ] = None
     most: Annotated[int, Field(ge=1, description="draft tokens in all, per step, that are ever considered")] = 48
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """A tree of candidates, their chances ``[N]``, and which arm named each of them first."""
+
+    tree: TokenTree
+    chances: list[float]
+    arms: list[int]
+
+
+class _Worth:
+    """One arm's account on one text, in units of a pass over one token.
+
+    Attributes:
+        awake: whether it is asked.
+    """
+
+    __slots__ = ("_balance", "_left", "_nap", "_pass", "awake")
+
+    def __init__(self, seconds: float | None) -> None:
+        self._pass = seconds
+        self._balance = _CREDIT
+        self._nap = _SHORT
+        self._left = 0
+        self.awake = True
+
+    def spend(self, seconds: float) -> None:
+        if self._pass is not None:
+            self._balance -= seconds / self._pass
+
+    def step(self, gain: float) -> None:
+        """A step is over in which it gained so many passes, less what its candidates cost."""
+        if not self.awake:
+            self._left -= 1
+            self.awake = self._left <= 0
+            return
+        self._balance = min(self._balance + gain, 2 * _CREDIT)
+        if self._balance >= _CREDIT:
+            self._nap = _SHORT
+        elif self._balance < 0:
+            self.awake, self._left, self._balance = False, self._nap, _TRIAL
+            self._nap = min(2 * self._nap, _LONG)
+
+
+class _Text:
+    """What is kept of one text.
+
+    Attributes:
+        judge: of the candidates.
+        worth: of every arm.
+        sent: the arm of every candidate that was sent.
+    """
+
+    __slots__ = ("judge", "sent", "worth")
+
+    def __init__(self, judge: Judge, arms: int, costs: PassCosts | None) -> None:
+        self.judge = judge
+        self.worth = [_Worth(None if costs is None else costs.of(1)) for _ in range(arms)]
+        self.sent: list[int] = []
+
+    def settle(self, path: Sequence[int], costs: PassCosts) -> None:
+        """Book what the candidates on ``path`` saved, and what all of them cost."""
+        gains = [0.0] * len(self.worth)
+        if self.sent:
+            price = (costs.ratio(1 + len(self.sent)) - 1) / len(self.sent)
+            for arm in self.sent:
+                gains[arm] -= price
+            for node in path:
+                gains[self.sent[node]] += 1
+            self.sent = []
+        for worth, gain in zip(self.worth, gains, strict=True):
+            worth.step(gain)
 
 
 @register(
@@ -93,17 +176,48 @@ class Auto(Arms):
     def propose(self, branches: Sequence[Branch], budgets: Sequence[Budget]) -> list[Draft]:
         most = Budget(self._asked if self.settings.nodes is None else self.settings.nodes)
         limits = [budget & most for budget in budgets]
-        proposed = [arm.propose(branches, limits) for arm in self.arms]
+        texts = [self._text(branch) for branch in branches]
+        drafts: list[list[Draft]] = [[Draft.empty()] * len(self.arms) for _ in branches]
+        for arm in range(len(self.arms)):
+            asked = [place for place, text in enumerate(texts) if text.worth[arm].awake]
+            if not asked:
+                continue
+            began = time.perf_counter()
+            found = self.arms[arm].propose([branches[i] for i in asked], [limits[i] for i in asked])
+            spent = (time.perf_counter() - began) / len(asked)
+            for place, draft in zip(asked, found, strict=True):
+                drafts[place][arm] = draft.limited(Budget(depth=limits[place].depth))
+                texts[place].worth[arm].spend(spent)
         ranked = []
-        for place, (branch, limit) in enumerate(zip(branches, limits, strict=True)):
-            drafts = [drafts[place].limited(Budget(depth=limit.depth)) for drafts in proposed]
-            ranked.append(self._rank(branch, drafts, limit.nodes or 0))
-        sizes = self._sizes([chances for _, chances in ranked])
+        for branch, text, of, limit in zip(branches, texts, drafts, limits, strict=True):
+            began = time.perf_counter()
+            ranked.append(self._rank(branch, text, of, limit.nodes or 0))
+            awake = [worth for worth in text.worth if worth.awake]
+            for worth in awake:
+                worth.spend((time.perf_counter() - began) / len(awake))
+        sizes = self._sizes([one.chances for one in ranked])
         self._ask_for(max(sizes, default=0))
-        return [
-            Draft(tree.select(range(size)), confidence=chances[:size])
-            for (tree, chances), size in zip(ranked, sizes, strict=True)
-        ]
+        answers = []
+        for text, one, size in zip(texts, ranked, sizes, strict=True):
+            text.sent = one.arms[:size]
+            answers.append(Draft(one.tree.select(range(size)), confidence=one.chances[:size]))
+        return answers
+
+    def observe(self, step: Observation) -> None:
+        text = self._text(step.branch)
+        for arm, worth in zip(self.arms, text.worth, strict=True):
+            if worth.awake:
+                began = time.perf_counter()
+                arm.observe(step)
+                worth.spend(time.perf_counter() - began)
+        if self.costs is not None and step.tokens:
+            text.settle(step.path, self.costs)
+
+    def _text(self, branch: Branch) -> _Text:
+        text: _Text | None = branch.memo.get(self)
+        if text is None:
+            text = branch.memo[self] = _Text(Judge(self.rates), len(self.arms), self.costs)
+        return text
 
     def _ask_for(self, sent: int) -> None:
         """Ask for fewer candidates where few are sent: ranking what is thrown away costs time as well."""
@@ -114,15 +228,15 @@ class Auto(Arms):
 
     # -- chances ---------------------------------------------------------------------------------------------------
 
-    def _rank(self, branch: Branch, drafts: list[Draft], most: int) -> tuple[TokenTree, list[float]]:
-        """All candidates of a branch as one tree, in falling order of their chances ``[N]``, and those.
+    def _rank(self, branch: Branch, text: _Text, drafts: list[Draft], most: int) -> _Ranked:
+        """All candidates of a branch as one tree, in falling order of their chances.
 
         A node's chance is that of its path, so no node stands before its parent. Models that score only chains get the
         one chain of which the most tokens are expected.
         """
-        judge: Judge | None = branch.memo.get(self)
-        if judge is None:
-            judge = branch.memo[self] = Judge(self.rates)
+        if not any(draft.tree for draft in drafts):
+            return _Ranked(TokenTree.empty(), [], [])
+        judge = text.judge
         judge.read(branch.tokens)
         lists: list[list[float]] = []
         for arm, draft in enumerate(drafts):
@@ -136,8 +250,9 @@ class Auto(Arms):
         tokens: list[int] = []
         parents: list[int] = []
         chances: list[float] = []
+        named: list[int] = []
         known: dict[tuple[int, int], int] = {}
-        for draft, rates in zip(drafts, lists, strict=True):
+        for arm, (draft, rates) in enumerate(zip(drafts, lists, strict=True)):
             places: list[int] = []
             for token, parent, rate in zip(draft.tree.token_list, draft.tree.parent_list, rates, strict=True):
                 above = ROOT if parent == ROOT else places[parent]
@@ -148,6 +263,7 @@ class Auto(Arms):
                     tokens.append(token)
                     parents.append(above)
                     chances.append(chance)
+                    named.append(arm)
                 elif chance > chances[node]:
                     chances[node] = chance
                 places.append(node)
@@ -155,17 +271,17 @@ class Auto(Arms):
         order = sorted(range(len(tokens)), key=lambda node: (-chances[node], node))[:most]
         place = {ROOT: ROOT} | {node: new for new, node in enumerate(order)}
         tree = TokenTree([tokens[node] for node in order], [place[parents[node]] for node in order])
-        return tree, [chances[node] for node in order]
+        return _Ranked(tree, [chances[node] for node in order], [named[node] for node in order])
 
-    def _best_chain(self, drafts: list[Draft], lists: list[list[float]], most: int) -> tuple[TokenTree, list[float]]:
-        best: tuple[TokenTree, list[float]] = (TokenTree.empty(), [])
-        for draft, rates in zip(drafts, lists, strict=True):
+    def _best_chain(self, drafts: list[Draft], lists: list[list[float]], most: int) -> _Ranked:
+        best = _Ranked(TokenTree.empty(), [], [])
+        for arm, (draft, rates) in enumerate(zip(drafts, lists, strict=True)):
             chances, chance = [], 1.0
             for rate in rates[:most]:
                 chance *= rate
                 chances.append(chance)
-            if sum(chances) > sum(best[1]):
-                best = (draft.tree.select(range(len(chances))), chances)
+            if sum(chances) > sum(best.chances):
+                best = _Ranked(draft.tree.select(range(len(chances))), chances, [arm] * len(chances))
         return best
 
     # -- sizes -----------------------------------------------------------------------------------------------------
@@ -184,7 +300,7 @@ class Auto(Arms):
             if size:
                 expected += sum(of[size - 1] for of in chances if len(of) >= size)
             speed = expected / self.costs.of(len(chances) * (1 + size))
-            # A tie is left to the smaller draft.
-            if speed > best * (1 + 1e-9):
+            # What a draft costs beyond its pass is not in the table; and a tie is left to the smaller draft.
+            if speed > best * (_MARGIN if best_size == 0 else 1 + 1e-9):
                 best, best_size = speed, size
         return [min(best_size, len(of)) for of in chances]
