@@ -174,6 +174,9 @@ def test_a_stopped_run_goes_on(
         (("eval", "perplexity", "--text", __file__, "--methods", "plain"), "name no methods"),
         (("bench", "perplexity", "--data", __file__), "name no methods"),
         (("bench", "builtin-text", "--tokens", 3, "-n", 3), "take one"),
+        (("bench", "builtin-text", "--batches", "1,0"), "--batches is '1,0'"),
+        (("bench", "builtin-text", "--limit", 2, "--batches", "1,4"), "there are 2"),
+        (("bench", "builtin-text", "--batches", "1,2", "--engine", "ray"), "--batches is measured in this process"),
         (("bench", "builtin-text", "--peers", "abacus"), "no peer 'abacus'"),
         (("bench", "builtin-text", "--peers", "--temperature", 1), "--peers decode greedily"),
         (("eval", "perplexity", "--text", "/no/such/file.txt"), "cannot be read"),
@@ -187,6 +190,20 @@ def test_wrong_input(
     failed = run(*arguments, "--model", model, "--json", code=2)
     assert message in failed.stderr
     assert json.loads(failed.stdout)["error"]["message"]
+
+
+def test_batches_are_measured_afterwards(run: Any, model: str, questions: Path) -> None:
+    arguments = ("bench", questions, "--model", model, "--methods", "token-recycling,plain", "--tokens", 5)
+    results = json.loads(run(*arguments, "--limit", 4, "--batches", "4,1,2", "--json").stdout)
+    found = [(row["arm"], row["batch"], row["tokens"]) for row in results["batches"]]
+    wanted = [
+        (arm, size, 5 * size)
+        for arm in ("token-recycling", "plain")
+        for size, times in ((1, 4), (2, 2), (4, 1))
+        for _ in range(times)
+    ]
+    assert sorted(found) == sorted(wanted)
+    assert all(row["seconds"] > 0 for row in results["batches"])
 
 
 def test_a_report_is_written(run: Any, model: str, questions: Path, tmp_path: Path) -> None:

@@ -183,13 +183,15 @@ def test_results_with_almost_nothing_make_a_page() -> None:
     assert data_of(report.html(failed))["rows"][0][9] == "error"
 
 
-def test_batches_are_plotted_where_rows_have_them() -> None:
+def test_batches_are_plotted_where_they_were_measured() -> None:
     data = made(count=12)
     assert "Scaling with batch" not in [figure.title for figure in figures(Results(data))]
-    for place, row in enumerate(data["rows"]):
-        row["batch"] = (1, 2, 4)[place // len(data["arms"]) % 3]
+    data["batches"] = [
+        {"arm": "auto", "batch": size, "tokens": 10 * size, "seconds": 2.0} for size in (1, 2, 4) for _ in range(4)
+    ]
     found = {figure.title: figure for figure in figures(Results(data))}
-    assert "auto: 1 →" in found["Scaling with batch"].svg
+    assert "auto: 1 → 5; 2" in found["Scaling with batch"].svg
+    assert "4 → 20" in found["Scaling with batch"].svg
 
 
 # -- the plots themselves -----------------------------------------------------------------------------------------

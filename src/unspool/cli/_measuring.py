@@ -33,6 +33,7 @@ class Wish:
         samples, seed, max_new_tokens, exact: how much.
         out, report, as_json, quiet, fresh: what becomes of it.
         engine, address, replicas: where it runs.
+        batches: sizes of batches that are measured besides.
         roofline: whether the machine's limit is measured.
     """
 
@@ -66,6 +67,7 @@ class Wish:
     address: str | None = None
     replicas: int | None = None
     roofline: bool = False
+    batches: Sequence[int] = ()
 
     @property
     def silent(self) -> bool:
@@ -188,12 +190,16 @@ def measure(wish: Wish) -> tuple[dict[str, Any], Suite]:
     """
     check(wish)
     with _terminal.working("Starting", quiet=wish.silent):
-        from unspool.evaluation import runs, suites
+        from unspool.evaluation import batches, runs, suites
         from unspool.evaluation.suites.perplexity import Perplexity
 
         suite: Suite = Perplexity(wish.window, wish.stride) if wish.suite == Perplexity.name else suites.get(wish.suite)
         items = load_items(wish, suite)
         specs, absent = choose_arms(wish, suite, items)
+        if wish.batches:
+            batches.check(wish.batches, items, specs)
+            if wish.engine != "inprocess":
+                raise InvalidInput(f"--batches is measured in this process: leave --engine {wish.engine} out")
         if len({item.id for item in items}) < len(items):
             raise InvalidInput(f"the data of {suite.name} has several items of one id")
         engines: dict[Any, Any] = {}
@@ -220,7 +226,16 @@ def measure(wish: Wish) -> tuple[dict[str, Any], Suite]:
                 on_row=bars.row,
                 on_judged=bars.judged,
             )
+            together = (
+                batches.measure(
+                    wish.batches, items, specs, engines, seed=wish.seed, exact=wish.exact, on_batch=bars.batch
+                )
+                if wish.batches
+                else []
+            )
         results = _results(wish, suite, items, outcome, engines, specs, absent, started)
+        if together:
+            results["batches"] = together
     except KeyboardInterrupt as error:
         journal.close()
         _say(f"stopped. Give the same command again to go on; what is done lies in {journal.path}")
@@ -345,12 +360,13 @@ def _say(text: str) -> None:
 
 
 class _Bars:
-    """Two bars, one for answers and one for judging; nothing where standard error is not a terminal."""
+    """Bars for answers, judging and batches; nothing where standard error is not a terminal."""
 
     def __init__(self, progress: Any) -> None:
         self._progress = progress
         self._answers: Any = None
         self._judging: Any = None
+        self._together: Any = None
         self._rows = 0
 
     def plan(self, jobs: int, done: int) -> None:
@@ -368,6 +384,12 @@ class _Bars:
             if self._judging is None:
                 self._judging = self._progress.add_task("judging", total=self._rows or None)
             self._progress.update(self._judging, advance=1)
+
+    def batch(self, arm: str, size: int) -> None:
+        if self._progress is not None:
+            if self._together is None:
+                self._together = self._progress.add_task("batches", total=None)
+            self._progress.update(self._together, advance=1, description=f"{arm} · {size} together")
 
 
 @contextmanager

@@ -22,6 +22,8 @@ prompts. A run that was stopped goes on where it stood when the same command is 
 
   unspool bench spec-bench --data data/ --methods auto,token-recycling,plain --peers --limit 40 --report r.html
 
+  unspool bench builtin-text --methods auto,plain --limit 16 --batches 1,2,4,8 --report r.html
+
   unspool bench builtin-code --methods auto,plain --peers llama.cpp --threads 2 --json | jq .paired
 """
 
@@ -74,6 +76,14 @@ def bench(
         ),
     ] = None,
     max_new_tokens: _suites.MaxNewTokens = None,
+    batches: Annotated[
+        str | None,
+        typer.Option(
+            "--batches",
+            metavar="SIZES",
+            help="Afterwards, the speed of our methods with so many requests decoded together, as in 1,2,4,8.",
+        ),
+    ] = None,
     setting: _options.Set = None,
     draft: _options.Draft = None,
     raw: _suites.Raw = False,
@@ -99,6 +109,7 @@ def bench(
         return
     if tokens is not None and max_new_tokens is not None:
         raise InvalidInput(f"--tokens {tokens} is an exact number, --max-new-tokens {max_new_tokens} a limit: take one")
+    from unspool.evaluation import batches as together
     from unspool.evaluation.arms import parse
 
     wish = _measuring.Wish(
@@ -128,6 +139,7 @@ def bench(
         quiet=quiet,
         fresh=fresh,
         roofline=True,
+        batches=together.parse(batches) if batches is not None else (),
     )
     results, _ = _measuring.measure(wish)
     if as_json:

@@ -31,6 +31,16 @@ def engine_of(spec: ArmSpec, engines: MutableMapping[Any, Any]) -> Engine:
     return found
 
 
+def decode_options(spec: ArmSpec) -> dict[str, Any]:
+    """What an arm of ours hands to the engine with every request."""
+    options = spec.options
+    return {
+        "draft": options.get("draft"),
+        "settings": dict(options.get("settings") or {}),
+        **(options.get("sampling") or {}),
+    }
+
+
 class EngineAnswerer:
     """A method of ours.
 
@@ -53,11 +63,7 @@ class EngineAnswerer:
         self._engine = engine
         self._method = spec.method
         options = spec.options
-        self._options: dict[str, Any] = {
-            "draft": options.get("draft"),
-            "settings": dict(options.get("settings") or {}),
-            **(options.get("sampling") or {}),
-        }
+        self._options = decode_options(spec)
         composition = engine.compose(self._method, **self._options)
         model = engine.model
         import torch

@@ -306,7 +306,7 @@ def _by_context(results: Results) -> Figure | None:
     def bin_of(turn: Mapping[str, Any]) -> int:
         return sum(turn["prompt_tokens"] >= edge for edge in edges)
 
-    series = _scaling(results, lambda row, turn: bin_of(turn), lambda row, turn: turn["prompt_tokens"])
+    series = _scaling(results, bin_of, lambda turn: turn["prompt_tokens"])
     if not series:
         return None
     return Figure(
@@ -318,34 +318,43 @@ def _by_context(results: Results) -> Figure | None:
 
 
 def _by_batch(results: Results) -> Figure | None:
-    if len({row["batch"] for row in results.rows if "batch" in row}) < 2:
+    rows = results.data.get("batches") or []
+    sizes = sorted({row["batch"] for row in rows})
+    if len(sizes) < 2:
         return None
-    rows = [row for row in results.rows if "batch" in row]
-    series = _scaling(results, lambda row, turn: row["batch"], lambda row, turn: row["batch"], rows)
+    series = []
+    for arm in results.kinds:
+        points = []
+        for size in sizes:
+            own = [row for row in rows if row["arm"] == arm and row["batch"] == size]
+            if own and (seconds := sum(row["seconds"] for row in own)) > 0:
+                points.append(Point(size, sum(row["tokens"] for row in own) / seconds))
+        if len(points) > 1:
+            series.append(Series(arm, results.colours[arm], tuple(points)))
+    if not series:
+        return None
     return Figure(
         "Scaling with batch",
-        "Speed of one request over the number of requests that were decoded together.",
+        "Tokens of all requests together over the number of requests that were decoded together; the same prompts at "
+        "every size.",
         charts.lines("Scaling with batch", series, "requests together", "tokens/s"),
     )
 
 
 def _scaling(
     results: Results,
-    group: Callable[[Mapping[str, Any], Mapping[str, Any]], int],
-    place: Callable[[Mapping[str, Any], Mapping[str, Any]], float],
-    rows: Sequence[Mapping[str, Any]] | None = None,
+    group: Callable[[Mapping[str, Any]], int],
+    place: Callable[[Mapping[str, Any]], float],
 ) -> list[Series]:
     """Speed in every group of turns, at the mean place of its members."""
     series = []
     for arm in results.kinds:
         found: dict[int, list[tuple[float, float, float]]] = {}
-        for row in results.rows if rows is None else rows:
+        for row in results.rows:
             if row["arm"] == arm:
                 for turn in row["turns"]:
                     if turn["tokens"] and turn["seconds"] > 0:
-                        found.setdefault(group(row, turn), []).append(
-                            (place(row, turn), turn["tokens"], turn["seconds"])
-                        )
+                        found.setdefault(group(turn), []).append((place(turn), turn["tokens"], turn["seconds"]))
         points = []
         for members in (found[key] for key in sorted(found)):
             if len(members) >= _FEWEST:

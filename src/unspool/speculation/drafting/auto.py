@@ -12,7 +12,8 @@ is spent on trying one out (a bandit with full information). The seconds are mea
 kept. Where no candidate pays for itself nothing is sent, which is plain decoding.
 
 Asking costs time as well. Every drafter has an account on every text, in seconds: what it saved, less what its
-candidates and its own work took. One whose account is empty sleeps for some steps, longer each time, and is tried again.
+candidates and its own work took. One whose account is empty sleeps for some steps, longer each time, and is tried
+again.
 
 Lossless: all candidates are fixed before the target is asked, and are matched with its own choices.
 """
@@ -162,6 +163,7 @@ class Auto(Arms):
             )
         self.rates = AcceptanceRates(len(self.arms))
         self.costs: PassCosts | None = None
+        self._constraint: Constraint | None = None
         self._asked = min(_FEW, self.settings.most)
 
     @property
@@ -171,6 +173,7 @@ class Auto(Arms):
     def bind(self, setup: Setup) -> None:
         super().bind(setup)
         self.rates.bind(setup.target.vocab_size, setup.target.name)
+        self._constraint = setup.constraint
         self.costs = pass_costs(setup.target) if self.settings.nodes is None else None
 
     def propose(self, branches: Sequence[Branch], budgets: Sequence[Budget]) -> list[Draft]:
@@ -186,6 +189,9 @@ class Auto(Arms):
             found = self.arms[arm].propose([branches[i] for i in asked], [limits[i] for i in asked])
             spent = (time.perf_counter() - began) / len(asked)
             for place, draft in zip(asked, found, strict=True):
+                if self._constraint is not None:
+                    # What is refused must not take the place of what may stand.
+                    draft = self._constraint.prune(branches[place], draft)
                 drafts[place][arm] = draft.limited(Budget(depth=limits[place].depth))
                 texts[place].worth[arm].spend(spent)
         ranked = []
@@ -211,7 +217,7 @@ class Auto(Arms):
                 arm.observe(step)
                 worth.spend(time.perf_counter() - began)
         if self.costs is not None and step.tokens:
-            text.settle(step.path, self.costs)
+            text.settle(step.draft.made(step.path), self.costs)
 
     def _text(self, branch: Branch) -> _Text:
         text: _Text | None = branch.memo.get(self)
