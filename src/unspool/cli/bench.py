@@ -28,6 +28,7 @@ prompts. A run that was stopped goes on where it stood when the same command is 
 """
 
 DEFAULT_METHODS = "auto,plain"
+DEFAULT_TOKENS = 128
 
 
 class _Bench(TyperCommand):
@@ -72,7 +73,10 @@ def bench(
     tokens: Annotated[
         int | None,
         typer.Option(
-            "--tokens", help="Exactly so many new tokens each turn: what would end an answer is ignored.", min=1
+            "--tokens",
+            help="Exactly so many new tokens each turn, so that all do the same work: what would end an answer is "
+            f"ignored. \\[default: {DEFAULT_TOKENS}, without --max-new-tokens]",
+            min=1,
         ),
     ] = None,
     max_new_tokens: _suites.MaxNewTokens = None,
@@ -109,6 +113,8 @@ def bench(
         return
     if tokens is not None and max_new_tokens is not None:
         raise InvalidInput(f"--tokens {tokens} is an exact number, --max-new-tokens {max_new_tokens} a limit: take one")
+    if max_new_tokens is None and tokens is None:
+        tokens = DEFAULT_TOKENS
     from unspool.evaluation import batches as together
     from unspool.evaluation.arms import parse
 

@@ -11,6 +11,10 @@ to whole blocks, and gives slots back at once.
 A cache need not hold every position of its text (:meth:`KVCache.select`). Keys are stored as the network made them,
 with their true positions in them, so what is left needs no new numbers: ``length`` says where the text goes on,
 ``held`` how many rows there are.
+
+Where passes can read a sequence from two slots, a fork copies nothing of what it shares with its source: its first rows
+stay in the slot of the *lender*, for as long as nobody writes there. Who is about to copies them to those who need them
+first; when a lender ends, the fork that borrows most takes its slot over.
 """
 
 from __future__ import annotations
@@ -35,12 +39,14 @@ class KVPool:
     Args:
         block: positions by which the room grows; ``None`` to double it.
         ledger: counts the bytes, and may refuse some.
+        shares: whether forks leave the rows that they have in common where they are.
 
     Attributes:
         beside: a pool for parts of the same sequences, where there are any.
     """
 
-    def __init__(self, block: int | None = None, ledger: Ledger | None = None) -> None:
+    def __init__(self, block: int | None = None, ledger: Ledger | None = None, *, shares: bool = False) -> None:
+        self.shares = shares
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self.owners: list[KVCache] = []
         self.block = block
@@ -92,9 +98,11 @@ class KVPool:
             # Zeros, not empty: masked rows get weight 0, and 0 * NaN would be NaN.
             size = (wide, rows.shape[1], room, rows.shape[3])
             new = rows.new_zeros(size)
-            if held is not None:
+            for owner in self.owners if held is not None else []:
                 old = held[place]
-                new[: old.shape[0], :, : old.shape[2]] = old
+                if owner.slot < old.shape[0]:
+                    used = slice(owner.shared, owner.held + owner.scored)
+                    new[owner.slot, :, used] = old[owner.slot, :, used]
             fresh.append(new)
         self.layers[layer] = (fresh[0], fresh[1])
         self._addresses = None
@@ -132,21 +140,29 @@ class KVPool:
     def fork(self, source: KVCache) -> KVCache:
         twin = self.claim()
         twin.length, twin.dropped, twin.solid = source.length, source.dropped, source.solid
+        if self.shares and source.held and not source.dropped:
+            twin.borrow(source.lender or source, source.shared if source.lender else source.held)
         for layer in list(self.layers):
-            keys, values = self.buffers(layer, *self.layers[layer])
-            keys[twin.slot, :, : source.held] = keys[source.slot, :, : source.held]
-            values[twin.slot, :, : source.held] = values[source.slot, :, : source.held]
+            self.buffers(layer, *self.layers[layer])
+        self.copy(source.slot, twin.slot, twin.shared, source.held)
         return twin
+
+    def copy(self, source: int, target: int, first: int, last: int) -> None:
+        """Copy the rows from ``first`` up to ``last`` of one slot to another, in every layer."""
+        if first < last:
+            for tensors in self.layers.values():
+                for tensor in tensors:
+                    tensor[target, :, first:last] = tensor[source, :, first:last]
 
     def release(self, cache: KVCache) -> None:
         """Free a slot; the last slot moves into the gap, so that the live ones stay neighbours."""
+        cache.give_back()
+        if cache.borrowers:
+            self._bequeath(cache)
         last = self.owners.pop()
         if last is not cache:
-            used = last.held + last.scored
-            for keys, values in self.layers.values():
-                if last.slot < keys.shape[0]:
-                    keys[cache.slot, :, :used] = keys[last.slot, :, :used]
-                    values[cache.slot, :, :used] = values[last.slot, :, :used]
+            if any(last.slot < keys.shape[0] for keys, _ in self.layers.values()):
+                self.copy(last.slot, cache.slot, last.shared, last.held + last.scored)
             last.slot = cache.slot
             self.owners[cache.slot] = last
         if not self.owners:
@@ -156,6 +172,18 @@ class KVPool:
             self._addresses = None
         elif self.block is not None:
             self._fit()
+
+    def _bequeath(self, cache: KVCache) -> None:
+        """The one that borrows most of ``cache`` takes its slot, and lends to the others."""
+        heir = max(cache.borrowers, key=lambda one: one.shared)
+        self.copy(heir.slot, cache.slot, heir.shared, heir.held + heir.scored)
+        heir.slot, cache.slot = cache.slot, heir.slot
+        self.owners[heir.slot], self.owners[cache.slot] = heir, cache
+        others = [(one, one.shared) for one in cache.borrowers if one is not heir]
+        heir.give_back()
+        for one, shared in others:
+            one.give_back()
+            one.borrow(heir, shared)
 
     def _fit(self) -> None:
         """Give back the slots that nobody owns, a layer at a time."""
@@ -182,6 +210,9 @@ class KVCache(Cache):
         solid: the first position from which on none was dropped; their rows are the last ones, in order.
         scored: nodes of the last tree, held provisionally behind them.
         kept: whether it outlives its request: ``release`` does nothing then.
+        lender: the cache in whose slot the first rows lie, if it is not this one.
+        shared: how many these are.
+        borrowers: the caches whose first rows lie here.
     """
 
     def __init__(self, pool: KVPool, slot: int) -> None:
@@ -193,6 +224,37 @@ class KVCache(Cache):
         self.scored = 0
         self.released = False
         self.kept = False
+        self.lender: KVCache | None = None
+        self.shared = 0
+        self.borrowers: list[KVCache] = []
+
+    # -- sharing -----------------------------------------------------------------------------------------------------
+
+    def borrow(self, lender: KVCache, rows: int) -> None:
+        """Have the first rows in another's slot."""
+        self.lender, self.shared = lender, rows
+        lender.borrowers.append(self)
+
+    def give_back(self) -> None:
+        """Borrow nothing any more; the rows are not copied."""
+        if self.lender is not None:
+            self.lender.borrowers.remove(self)
+            self.lender, self.shared = None, 0
+
+    def _own(self, first: int) -> None:
+        """Borrow no more than ``first`` rows: copy what is beyond them."""
+        if self.lender is not None and first < self.shared:
+            self.pool.copy(self.lender.slot, self.slot, first, self.shared)
+            self.shared = first
+            if not first:
+                self.give_back()
+
+    def _before_writing(self, first: int) -> None:
+        """Rows from ``first`` on are about to be written: nobody may borrow them."""
+        for borrower in list(self.borrowers):
+            borrower._own(first)
+
+    # -- rows --------------------------------------------------------------------------------------------------------
 
     @property
     def held(self) -> int:
@@ -200,9 +262,13 @@ class KVCache(Cache):
         return self.length - self.dropped
 
     def rows(self, layer: int) -> tuple[Tensor, Tensor]:
-        """``[H, held, D]`` keys and values of the committed rows of a layer: views."""
+        """``[H, held, D]`` keys and values of the committed rows of a layer, not to be written to."""
         keys, values = self.pool.layers[layer]
-        return keys[self.slot, :, : self.held], values[self.slot, :, : self.held]
+        own = [tensor[self.slot, :, self.shared : self.held] for tensor in (keys, values)]
+        if self.lender is None:
+            return own[0], own[1]
+        lent = [tensor[self.lender.slot, :, : self.shared] for tensor in (keys, values)]
+        return torch.cat([lent[0], own[0]], dim=1), torch.cat([lent[1], own[1]], dim=1)
 
     def select(self, rows: Mapping[int, Tensor], solid: int, source: KVCache | None = None) -> None:
         """Hold these rows of ``source`` (of this cache itself, if there is none) and nothing else.
@@ -217,6 +283,7 @@ class KVCache(Cache):
         if rows.keys() != source.pool.layers.keys() or len(counts) != 1:
             raise InvalidInput("as many rows must be selected of every head in every layer")
         (count,) = counts
+        self._before_writing(0)
         self.pool.reserve(count)
         for layer, index in rows.items():
             picked = []
@@ -225,6 +292,7 @@ class KVCache(Cache):
                 picked.append(held.gather(1, wide))
             keys, values = self.pool.buffers(layer, picked[0][None], picked[1][None])
             keys[self.slot, :, :count], values[self.slot, :, :count] = picked
+        self.give_back()
         self.length, self.dropped, self.solid = source.length, source.length - count, solid
         self.scored = 0
 
@@ -252,6 +320,11 @@ class KVCache(Cache):
         self._check_rewind(length)
         if length < self.solid:
             raise InvalidInput(f"cannot rewind to {length}: rows before position {self.solid} were dropped")
+        self._before_writing(length - self.dropped)
+        if self.lender is not None and length < self.shared:
+            self.shared = length
+            if not length:
+                self.give_back()
         self.length, self.scored = length, 0
 
     @property

@@ -83,6 +83,14 @@ class PartialCache(Cache):
         return self.on.slot
 
     @property
+    def lender(self) -> KVCache | None:
+        return self.on.lender
+
+    @property
+    def shared(self) -> int:
+        return self.on.shared
+
+    @property
     def pool(self) -> KVPool:
         return self.on.pool
 

@@ -16,13 +16,15 @@ class PooledModel(LanguageModel):
     Attributes:
         cache_block: positions by which new caches grow; ``None`` to double their room.
         ledger: counts their bytes and those of their passes; see :meth:`counted`.
+        forks_share: whether a pass can read the rows of one sequence from two slots.
     """
 
+    forks_share: bool = False
     cache_block: int | None = None
     ledger: Ledger | None = None
 
     def new_caches(self, count: int) -> list[Cache]:
-        pool = KVPool(self.cache_block, self.ledger)
+        pool = KVPool(self.cache_block, self.ledger, shares=self.forks_share)
         return [pool.claim() for _ in range(count)]
 
     @contextmanager

@@ -210,6 +210,63 @@ def test_a_folder(dtype: str, tmp_path: Path, cache_folder: Path) -> None:
     assert scores.logits.isfinite().all()
 
 
+# -- forks --------------------------------------------------------------------------------------------------------
+
+
+def says(lm: NativeModel, cache: Cache, tokens: list[int]) -> torch.Tensor:
+    (scores,) = lm.score([Request(cache, TokenTree.chain(tokens))])
+    cache.commit(range(len(tokens)))
+    return scores.logits
+
+
+def test_forks_share_their_rows_until_somebody_writes_there() -> None:
+    lm = made(network("llama"))
+    first = filled(lm, [1, 2, 3, 4, 5])
+    twin = first.fork()
+    assert (twin.lender, twin.shared) == (first, 5)
+    own = [keys[twin.slot, :, :5] for keys, _ in twin.pool.layers.values()]
+    assert all(not rows.any() for rows in own)
+    grandchild_of: list[Cache] = []
+    wanted = {}
+    for cache, tokens in ((first, [6, 7]), (twin, [8, 9])):
+        wanted[id(cache)] = says(lm, cache, tokens)
+    grandchild_of.append(twin.fork())
+    assert (grandchild_of[0].lender, grandchild_of[0].shared) == (first, 5)
+    assert torch.equal(wanted[id(first)], says(lm, filled(lm, [1, 2, 3, 4, 5]), [6, 7]))
+    assert torch.equal(wanted[id(twin)], says(lm, filled(lm, [1, 2, 3, 4, 5]), [8, 9]))
+    # The lender goes back and writes other rows: the borrowers keep theirs.
+    first.rewind(2)
+    assert (twin.shared, grandchild_of[0].shared) == (2, 2)
+    assert torch.equal(says(lm, first, [4, 4, 4]), says(lm, filled(lm, [1, 2]), [4, 4, 4]))
+    wanted_next = says(lm, filled(lm, [1, 2, 3, 4, 5, 8, 9]), [3])
+    assert torch.equal(says(lm, twin, [3]), wanted_next)
+    # The lender ends: one of the borrowers inherits its slot, and lends to the other.
+    slot = first.slot
+    first.release()
+    heirs = [cache for cache in (twin, grandchild_of[0]) if cache.slot == slot]
+    assert len(heirs) == 1
+    assert heirs[0].lender is None
+    assert torch.equal(says(lm, grandchild_of[0], [3]), wanted_next)
+    assert torch.equal(says(lm, twin, [1]), says(lm, filled(lm, [1, 2, 3, 4, 5, 8, 9, 3]), [1]))
+    twin.release()
+    assert torch.equal(says(lm, grandchild_of[0], [1]), says(lm, filled(lm, [1, 2, 3, 4, 5, 8, 9, 3]), [1]))
+
+
+def test_a_fork_of_a_selection_is_a_copy() -> None:
+    lm = made(network("llama"))
+    cache = filled(lm, [1, 2, 3, 4, 5])
+    twin = cache.fork()
+    rows = torch.tensor([[0, 2, 4]] * lm.network.shape.kv_heads)
+    before = [[t.clone() for t in twin.rows(layer)] for layer in range(lm.num_layers)]
+    cache.select(dict.fromkeys(range(lm.num_layers), rows), 4)
+    assert twin.lender is None
+    for layer, held in enumerate(before):
+        assert all(torch.equal(a, b) for a, b in zip(held, twin.rows(layer), strict=True))
+    third = cache.fork()
+    assert third.lender is None
+    assert torch.equal(says(lm, third, [7]), says(lm, cache, [7]))
+
+
 # -- which backend ------------------------------------------------------------------------------------------------
 
 

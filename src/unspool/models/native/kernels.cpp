@@ -423,6 +423,7 @@ struct Sequence {
     void* const* table;  // keys and values of every layer in turn
     int64_t slot, room;
     int64_t gap;  // the first rows, that have gaps between them: they lie before every window
+    int64_t lender, shared;  // the first `shared` rows lie in the slot `lender`
 };
 
 struct Tokens {
@@ -451,7 +452,7 @@ struct Space {
     float* scores;    // [threads, MOST_TOGETHER, group, most_rows rounded up to 8]
 };
 
-int32_t interface_version() { return 2; }
+int32_t interface_version() { return 3; }
 
 }  // extern "C"
 
@@ -542,9 +543,14 @@ void attend(const Layer& layer, const Sizes& size, const Tokens& tokens, const S
             int64_t first_head, int64_t heads, float* scores) {
     const int64_t d = size.head_dim, group = size.heads / size.kv_heads, wide = (tokens.most_rows + 7) / 8 * 8;
     const Sequence& sequence = tokens.sequences[tokens.sequence[first]];
-    const int64_t base = (sequence.slot * size.kv_heads + first_head / group) * sequence.room * d;
-    const C* keys = static_cast<const C*>(sequence.table[2 * layer.index]) + base;
-    const C* values = static_cast<const C*>(sequence.table[2 * layer.index + 1]) + base;
+    const auto rows_of = [&](int64_t which, int64_t slot) {
+        const int64_t base = (slot * size.kv_heads + first_head / group) * sequence.room * d;
+        return static_cast<const C*>(sequence.table[2 * layer.index + which]) + base;
+    };
+    const C *keys = rows_of(0, sequence.slot), *lent_keys = rows_of(0, sequence.lender);
+    const C *values = rows_of(1, sequence.slot), *lent_values = rows_of(1, sequence.lender);
+    const auto key_at = [&](int64_t p) { return (p < sequence.shared ? lent_keys : keys) + p * d; };
+    const auto value_at = [&](int64_t p) { return (p < sequence.shared ? lent_values : values) + p * d; };
     alignas(32) float copies[BLOCK * LARGEST_HEAD];
     const float* rows[BLOCK];
     Sight sights[MOST_TOGETHER];
@@ -568,7 +574,7 @@ void attend(const Layer& layer, const Sizes& size, const Tokens& tokens, const S
     for (int64_t r = start; r < common; r += BLOCK) {
         const int64_t count = common - r < BLOCK ? common - r : BLOCK;
         for (int64_t j = 0; j < BLOCK; ++j)
-            rows[j] = j < count ? as_floats(keys + (r + j) * d, copies + j * d, d) : rows[0];
+            rows[j] = j < count ? as_floats(key_at(r + j), copies + j * d, d) : rows[0];
         for (int64_t t = first; t < last; ++t) {
             const int64_t skip = sights[t - first].skip;
             if (r + count <= skip) continue;
@@ -585,7 +591,7 @@ void attend(const Layer& layer, const Sizes& size, const Tokens& tokens, const S
         for (int64_t from = common > sight.skip ? common - sight.skip : 0; from < sight.count; from += BLOCK) {
             const int64_t count = sight.count - from < BLOCK ? sight.count - from : BLOCK;
             for (int64_t j = 0; j < BLOCK; ++j)
-                rows[j] = j < count ? as_floats(keys + row_of(sight, from + j) * d, copies + j * d, d) : rows[0];
+                rows[j] = j < count ? as_floats(key_at(row_of(sight, from + j)), copies + j * d, d) : rows[0];
             for (int64_t h = 0; h < heads; ++h) {
                 float found[8];
                 store(found, eight_dots(query_of(t, h), rows, d));
@@ -624,7 +630,7 @@ void attend(const Layer& layer, const Sizes& size, const Tokens& tokens, const S
     }
     for (int64_t r = start; r < common; r += BLOCK) {
         const int64_t count = common - r < BLOCK ? common - r : BLOCK;
-        for (int64_t j = 0; j < count; ++j) rows[j] = as_floats(values + (r + j) * d, copies + j * d, d);
+        for (int64_t j = 0; j < count; ++j) rows[j] = as_floats(value_at(r + j), copies + j * d, d);
         for (int64_t t = first; t < last; ++t) {
             const int64_t skip = sights[t - first].skip, begin = skip > r ? skip - r : 0;
             if (begin >= count) continue;
@@ -638,7 +644,7 @@ void attend(const Layer& layer, const Sizes& size, const Tokens& tokens, const S
         for (int64_t from = common > sight.skip ? common - sight.skip : 0; from < sight.count; from += BLOCK) {
             const int64_t count = sight.count - from < BLOCK ? sight.count - from : BLOCK;
             for (int64_t j = 0; j < count; ++j)
-                rows[j] = as_floats(values + row_of(sight, from + j) * d, copies + j * d, d);
+                rows[j] = as_floats(value_at(row_of(sight, from + j)), copies + j * d, d);
             for (int64_t h = 0; h < heads; ++h)
                 add_rows(space.mixed + (t * size.heads + first_head + h) * d, scores_of(t, h) + from, rows, count, d);
         }

@@ -19,7 +19,7 @@ from unspool.models.storage import cache_dir, disk, draft_of, lock
 FOLDER_VARIABLE = "UNSPOOL_KERNELS"
 """Names the folder of the compiled kernels, where that is not to be the cache's."""
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
-_INTERFACE = 2
+_INTERFACE = 3
 _SECONDS = 300
 
 

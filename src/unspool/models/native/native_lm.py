@@ -34,6 +34,8 @@ class NativeModel(PooledModel):
         precision: of the weights, for people.
     """
 
+    forks_share = True
+
     def __init__(
         self,
         network: Network,
@@ -263,6 +265,8 @@ class _Batch:
                 cache.slot,
                 cache.pool.layers[0][0].shape[2],
                 cache.solid - cache.dropped if cache.dropped else 0,
+                cache.slot if cache.lender is None else cache.lender.slot,
+                cache.shared,
             )
             tokens += tree.token_list[known:] if known else tree.token_list
             rows = np.arange(held + known, held + len(tree), dtype=np.int32)

@@ -68,6 +68,8 @@ class SequenceStruct(ctypes.Structure):
         ("slot", ctypes.c_int64),
         ("room", ctypes.c_int64),
         ("gap", ctypes.c_int64),
+        ("lender", ctypes.c_int64),
+        ("shared", ctypes.c_int64),
     )
 
 
