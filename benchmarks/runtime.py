@@ -3,6 +3,7 @@
     python benchmarks/runtime.py                       # passes over 1 to 64 tokens behind 512, and a prompt of 512
     python benchmarks/runtime.py --kernels             # our products beside PyTorch's own, matrix by matrix
     python benchmarks/runtime.py --quality            # what fewer bits change: perplexity, the same next token
+    python benchmarks/runtime.py --agreement builtin-code,humaneval,gsm8k --data PATH   # the same on suites
     python benchmarks/runtime.py --memory --start      # peak memory at a context of 2,048; time to the first token
 
 Every side is given the same tokens and the same number of threads, and gives logits for all tokens of a pass, as
@@ -218,6 +219,61 @@ def quality(options: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
+def agreement(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """On the right answers of suites, how often the likeliest token is that of float32; and on answers of the model's
+    own, how many tokens come before the first that is another."""
+    from unspool.core.decode import Stop, decode
+    from unspool.core.events import Finished
+    from unspool.evaluation import suites
+    from unspool.evaluation.prompts import spread
+
+    asked: dict[str, list[tuple[str, str]]] = {}
+    for name in options.agreement.split(","):
+        suite = suites.get(name.strip())
+        items = spread(suite.load(options.data), options.items)
+        pairs = [(item.turns[0], suite.reference(item)) for item in items]
+        asked[suite.name] = [
+            (prompt, answer[len(prompt) :] if answer.startswith(prompt) else "\n" + answer)
+            for prompt, answer in pairs
+            if answer is not None
+        ]
+    found: list[dict[str, Any]] = []
+    exact: dict[tuple[str, int], tuple[torch.Tensor, list[int]]] = {}
+    stop = Stop(max_new_tokens=options.new_tokens, tokens=frozenset())
+    for precision in PRECISIONS:
+        model = load_model(options.model, dtype=precision, backend="native", progress=False)
+        assert isinstance(model, NativeModel)
+        encode = model.tokenizer.encode
+        for name, pairs in asked.items():
+            same = count = before = 0
+            for place, (prompt, answer) in enumerate(pairs):
+                head = encode(prompt)
+                text = head + encode(answer, special=False)
+                cache = model.new_cache()
+                (scores,) = model.score(
+                    [Request(cache, TokenTree.chain(text), rows=list(range(len(head) - 1, len(text))))]
+                )
+                cache.release()
+                best = scores.logits.argmax(-1)
+                said = next(list(e.tokens) for e in decode(model, [head], stop=stop) if isinstance(e, Finished))
+                wanted = exact.setdefault((name, place), (best, said))
+                same += int((best == wanted[0]).sum())
+                count += len(best)
+                alike = (a == b for a, b in zip(said, wanted[1], strict=True))
+                before += next((i for i, equal in enumerate(alike) if not equal), len(said))
+            found.append(
+                {
+                    "suite": name,
+                    "precision": precision if precision != "auto" else model.precision,
+                    "items": len(pairs),
+                    "tokens": count,
+                    "same": same / count,
+                    "before_first_difference": before / len(pairs),
+                }
+            )
+    return found
+
+
 # -- in processes of their own --------------------------------------------------------------------------------------
 
 
@@ -306,6 +362,15 @@ def show(told: dict[str, Any]) -> None:
             cells = (row["precision"], size, f"{row['perplexity']:.2f}", share, f"{row['divergence']:.4f}")
             print("| " + " | ".join(cells) + " |")
         print()
+    if "agreement" in told:
+        print(
+            "| suite | weights | likeliest token of right answers as in float32 | own tokens before the first other |"
+        )
+        print("| --- | --- | --- | --- |")
+        for row in told["agreement"]:
+            share = f"{100 * row['same']:.1f}% of {row['tokens']:,}"
+            print(f"| {row['suite']} | {row['precision']} | {share} | {row['before_first_difference']:.0f} |")
+        print()
     if "memory" in told:
         print(f"Peak memory of a process at a context of {LONG_CONTEXT}: ", end="")
         print(", ".join(f"{side} {size / 1e6:.0f} MB" for side, size in told["memory"].items()))
@@ -326,6 +391,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kernels", action="store_true", help="measure products alone")
     parser.add_argument("--quality", action="store_true", help="measure what fewer bits change")
     parser.add_argument("--passages", type=int, default=64, help="texts of 64 tokens for --quality")
+    parser.add_argument("--agreement", metavar="SUITES", help="measure the same on suites, with commas between")
+    parser.add_argument("--data", type=Path, default=None, help="of these suites, where it is not packaged")
+    parser.add_argument("--items", type=int, default=20, help="of each suite")
+    parser.add_argument("--new-tokens", type=int, default=64, help="of the model's own answers")
     parser.add_argument("--memory", action="store_true", help="measure peak memory")
     parser.add_argument("--start", action="store_true", help="measure the time to the first token of a new process")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
@@ -337,9 +406,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(peak_of(options.peak_of, options)))
             return 0
         told: dict[str, Any] = {"threads": options.threads, "model": options.model}
-        if not (options.kernels or options.quality or options.memory or options.start):
+        further = (
+            ("kernels", kernels), ("quality", quality), ("agreement", agreement), ("memory", memory), ("start", start),
+        )  # fmt: skip
+        if not any(getattr(options, name) for name, _ in further):
             told["passes"] = passes(options)
-        for name, measure in (("kernels", kernels), ("quality", quality), ("memory", memory), ("start", start)):
+        for name, measure in further:
             if getattr(options, name):
                 told[name] = measure(options)
     except UnspoolError as error:

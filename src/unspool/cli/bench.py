@@ -28,7 +28,7 @@ prompts. A run that was stopped goes on where it stood when the same command is 
 """
 
 DEFAULT_METHODS = "auto,plain"
-DEFAULT_TOKENS = 128
+DEFAULT_TOKENS = 64
 
 
 class _Bench(TyperCommand):

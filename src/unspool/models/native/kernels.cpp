@@ -353,6 +353,8 @@ void floating(const Matrix& w, const Acts& a, int64_t token, float* out, int64_t
     }
 }
 
+inline bool needs_integers(const Matrix& w) { return w.kind >= Q4; }
+
 template <int T>
 void some_tokens(const Matrix& w, const Acts& a, int64_t token, float* out, int64_t stride, bool add, int64_t begin,
                  int64_t end) {
@@ -374,6 +376,9 @@ void share(const Matrix& w, const Acts& a, int64_t tokens, float* out, int64_t s
     for (int64_t r = begin; r < end; r += step) {
         const int64_t last = r + step < end ? r + step : end;
         int64_t t = 0;
+        // Eight tokens share what is unpacked; with floats there are too few registers for that.
+        if (needs_integers(w))
+            for (; t + 8 <= tokens; t += 8) quantised<8>(w, a, t, out, stride, add, r, last);
         for (; t + 4 <= tokens; t += 4) some_tokens<4>(w, a, t, out, stride, add, r, last);
         switch (tokens - t) {
             case 3: some_tokens<3>(w, a, t, out, stride, add, r, last); break;
@@ -383,8 +388,6 @@ void share(const Matrix& w, const Acts& a, int64_t tokens, float* out, int64_t s
         }
     }
 }
-
-inline bool needs_integers(const Matrix& w) { return w.kind >= Q4; }
 
 // -- the rest of a layer ----------------------------------------------------------------------------------------------
 
