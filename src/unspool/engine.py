@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from unspool.constraints import DEFAULT_ENGINE, Grammar, Typed
 from unspool.core.cards import Kind, make_settings, setting_fields
 from unspool.core.compose import Composition, compose
 from unspool.core.decode import Stop
@@ -14,7 +15,7 @@ from unspool.core.errors import InvalidInput
 from unspool.core.events import Event, Finished, Stepped
 from unspool.core.model import LanguageModel
 from unspool.core.registry import registry
-from unspool.core.sockets import Part
+from unspool.core.sockets import Constraint, Part
 from unspool.core.statistics import Statistics
 from unspool.models.load import load_model, wrap
 from unspool.sampling.standard import SamplingSettings, StandardSampler
@@ -32,9 +33,10 @@ class Output:
     Attributes:
         text: without special tokens, and without a stop string.
         tokens: generated, a stop token included.
-        finish_reason: ``stop-token``, ``stop-string``, ``length``, ``context`` or ``deadline``.
+        finish_reason: ``stop-token``, ``stop-string``, ``length``, ``context``, ``deadline`` or ``complete``.
         statistics: counts and times.
         prompt_tokens: what the model read.
+        complete: whether a constraint calls the text complete; ``None`` without one, or if it cannot tell.
     """
 
     text: str
@@ -42,6 +44,7 @@ class Output:
     finish_reason: str
     statistics: Statistics
     prompt_tokens: list[int] = field(repr=False, default_factory=list)
+    complete: bool | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -104,10 +107,53 @@ class Engine:
                 texts[event.index] += event.text
                 finished[event.index] = event
         outputs = [
-            Output(texts[i], list(finished[i].tokens), finished[i].reason, statistics[i], encoded[i])
+            Output(
+                texts[i], list(finished[i].tokens), finished[i].reason, statistics[i], encoded[i], finished[i].complete
+            )
             for i in range(len(encoded))
         ]
         return outputs if batch else outputs[0]
+
+    def generate_object(
+        self,
+        prompt: Prompt | list[str],
+        what: Any,
+        method: str | Part | Sequence[str | Part] = DEFAULT_METHOD,
+        *,
+        max_new_tokens: int = 512,
+        settings: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Generate an object of a type.
+
+        >>> lm.generate_object("Name a city and its country.", City)                                 # doctest: +SKIP
+        City(name='Paris', country='France')
+
+        Args:
+            prompt: as in :meth:`generate`.
+            what: a class of pydantic, a dataclass, a ``TypedDict`` or any other annotation; or a function, of which the
+                arguments are generated.
+            max_new_tokens: at most; the text is brought to an end before.
+            settings, options: as in :meth:`events`.
+
+        Returns:
+            An object of that type, of a function a :class:`~unspool.constraints.Call` that can be called; for a batch a
+            list of them.
+
+        Raises:
+            GrammarError: if the type has no JSON, or the text is none of it after all (where a type checks what its
+                schema does not say, or the maximum leaves no room for the shortest object).
+        """
+        typed = Typed.of(what)
+        found = self.generate(
+            prompt,
+            method,
+            constraint=typed.grammar,
+            max_new_tokens=max_new_tokens,
+            settings={"close": True, **(settings or {})},
+            **options,
+        )
+        return [typed.read(one.text) for one in found] if isinstance(found, list) else typed.read(found.text)
 
     def stream(
         self, prompt: Prompt, method: str | Part | Sequence[str | Part] = DEFAULT_METHOD, **options: Any
@@ -124,6 +170,7 @@ class Engine:
         method: str | Part | Sequence[str | Part] = DEFAULT_METHOD,
         *,
         max_new_tokens: int = 256,
+        constraint: Grammar | Constraint | None = None,
         stop: str | Sequence[str] = (),
         stop_tokens: Sequence[int] | None = None,
         deadline: float | None = None,
@@ -142,6 +189,7 @@ class Engine:
             prompts: one list of token ids a request.
             method: as in :meth:`generate`.
             max_new_tokens: generated tokens at most.
+            constraint: what the text has to be; see :meth:`compose`.
             stop: stop strings.
             stop_tokens: instead of the model's own.
             deadline: seconds.
@@ -156,7 +204,7 @@ class Engine:
             probe: put probabilities into the events.
             more: settings of the sampler (``temperature=0.7``) and of the methods, by name.
         """
-        composition = self.compose(method, draft=draft, settings=settings, user=user, **more)
+        composition = self.compose(method, constraint=constraint, draft=draft, settings=settings, user=user, **more)
         limits = Stop(
             max_new_tokens,
             None if stop_tokens is None else frozenset(stop_tokens),
@@ -171,6 +219,7 @@ class Engine:
         self,
         method: str | Part | Sequence[str | Part] = DEFAULT_METHOD,
         *,
+        constraint: Grammar | Constraint | None = None,
         draft: str | LanguageModel | None = None,
         settings: Mapping[str, Any] | None = None,
         user: str | None = None,
@@ -178,13 +227,23 @@ class Engine:
     ) -> Composition:
         """The composition for a method, settings and user; the same one when asked again.
 
+        A grammar is the business of the grammar engine among the methods, or of the default one.
+
         What it has learned can be written to a folder and read again: ``compose(...).save_learned(folder)``.
 
         Raises:
             UnknownMethod, InvalidInput, Incompatible: see :func:`unspool.core.compose.compose`.
         """
         methods: list[str | Part] = [method] if isinstance(method, str | Part) else list(method)
+        if isinstance(constraint, Constraint):
+            methods.append(constraint)
         slugs = [slug.strip() for item in methods if isinstance(item, str) for slug in item.split("+") if slug.strip()]
+        if isinstance(constraint, Grammar):
+            engines = [slug for slug in slugs if "grammar" in self._settings_of([slug])]
+            if not engines:
+                methods.append(DEFAULT_ENGINE)
+                slugs.append(DEFAULT_ENGINE)
+            settings = {**(settings or {}), f"{(engines or [DEFAULT_ENGINE])[0]}.grammar": constraint}
         brings_sampler = any(registry[slug].card.kind is Kind.SAMPLER for slug in slugs) or any(
             isinstance(item, Part) and "distribution" in dir(item) for item in methods
         )

@@ -129,7 +129,7 @@ def test_quiet(run: Any, model: str) -> None:
 
 
 def test_show_drafts_without_colours(run: Any, answer: Any, model: str) -> None:
-    result = run("generate", "aa bb aa bb", "--model", model, "-n", 24, "--show-drafts")
+    result = run("generate", "aa bb aa bb", "--model", model, "--method", "token-recycling", "-n", 24, "--show-drafts")
     legend, _, shown = result.stdout.partition("\n\n")
     assert legend.strip() == LEGEND
     assert re.search(r"\[[^\]]+\]", shown)
@@ -141,7 +141,7 @@ def test_show_drafts_without_colours(run: Any, answer: Any, model: str) -> None:
 
 def test_show_drafts_in_colours(run: Any, model: str) -> None:
     result = run(
-        "generate", "aa bb", "--model", model, "-n", 24, "--show-drafts", "--quiet",
+        "generate", "aa bb", "--model", model, "--method", "token-recycling", "-n", 24, "--show-drafts", "--quiet",
         env={"FORCE_COLOR": "1", "TERM": "xterm-256color"}, color=True,
     )  # fmt: skip
     assert "\x1b[32m" in result.stdout  # accepted

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from unspool.cli._terminal import errors
-from unspool.core.errors import Incompatible, InvalidInput, UnknownMethod, UnspoolError
+from unspool.core.errors import GrammarError, Incompatible, InvalidInput, UnknownMethod, UnspoolError
 
 WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -31,7 +31,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except UnspoolError as error:
             self._tell(ctx, type(error).__name__, str(error))
-            wrong = isinstance(error, InvalidInput | UnknownMethod | Incompatible)
+            wrong = isinstance(error, InvalidInput | UnknownMethod | Incompatible | GrammarError)
             raise typer.Exit(WRONG_INPUT if wrong else FAILED) from error
         except UsageError as error:
             if ctx.meta["unspool.json"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,9 +70,22 @@ def used_settings(composition: Composition, *, changed_only: bool = False) -> di
             defaults = {field.name: field.default for field in setting_fields(type(part.settings))}
             values = {name: getattr(part.settings, name) for name in defaults}
             used[part.card.slug] = {
-                name: value for name, value in values.items() if not changed_only or value != defaults[name]
+                name: _plain(value) for name, value in values.items() if not changed_only or value != defaults[name]
             }
     return used
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON can write it: a grammar or a tool by its fields, what has none by its name."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, Sequence | set | frozenset):
+        return [_plain(one) for one in value]
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return getattr(value, "__name__", str(value))
 
 
 @dataclasses.dataclass
@@ -83,6 +96,7 @@ class Run:
     tokens: list[int]
     finish_reason: str
     statistics: Statistics
+    complete: bool | None = None
 
     @property
     def interrupted(self) -> bool:
@@ -106,7 +120,7 @@ def run(
     statistics = Statistics()
     tokens: list[int] = []
     pieces: list[str] = []
-    reason = "interrupted"
+    reason, complete = "interrupted", None
     began = time.perf_counter()
     try:
         for event in engine.events([prompt], method, **options):
@@ -118,12 +132,12 @@ def run(
                     tokens.extend(event.tokens)
             elif isinstance(event, Finished):
                 pieces.append(event.text)
-                tokens, reason = list(event.tokens), event.reason
+                tokens, reason, complete = list(event.tokens), event.reason, event.complete
             watch(event, elapsed)
     except KeyboardInterrupt:
         if reason == "interrupted":
             statistics.update(Finished(0, reason, tuple(tokens)), time.perf_counter() - began)
-    return Run("".join(pieces), tokens, reason, statistics)
+    return Run("".join(pieces), tokens, reason, statistics, complete)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from unspool.cli import _options, _session, _terminal
+from unspool.cli import _constraints, _options, _session, _terminal
 from unspool.core.errors import InvalidInput, UnspoolError
 
 _HELP = """Talk to a model.
@@ -42,6 +42,15 @@ def chat(
     setting: _options.Set = None,
     draft: _options.Draft = None,
     learned: _options.Learned = None,
+    json_schema: _constraints.JsonSchema = None,
+    grammar: _constraints.GrammarFile = None,
+    regex: _constraints.Regex = None,
+    choices: _constraints.Choices = None,
+    tools: _constraints.Tools = None,
+    language: _constraints.Language = None,
+    grammar_engine: _constraints.EngineOption = None,
+    close: _constraints.Close = True,
+    whitespace: _constraints.Whitespace = None,
     max_new_tokens: _options.MaxNewTokens = 512,
     seed: _options.Seed = 0,
     model: _options.Model = _options.DEFAULT_MODEL,
@@ -60,13 +69,27 @@ def chat(
 
         _session.check(method, sampling)
         Stop(max_new_tokens)
+        asked = _constraints.asked(
+            method,
+            json_schema=json_schema,
+            grammar=grammar,
+            regex=regex,
+            choices=choices,
+            tools=tools,
+            language=language,
+            engine=grammar_engine,
+            close=close,
+            whitespace=whitespace,
+        )
+        method, settings = asked.method, {**settings, **asked.options.pop("settings", {})}
     engine = _session.open_engine(
         model, dtype=dtype, device=device, backend=backend, threads=threads, quiet=quiet or as_json
     )
     if not getattr(engine.model.tokenizer, "chats", False):
         raise InvalidInput(f"{model} has no chat template: it continues texts (unspool generate), it does not converse")
     options: dict[str, Any] = {"draft": draft, "settings": settings, "seed": seed, "max_new_tokens": max_new_tokens}
-    composition = engine.compose(method, draft=draft, settings=settings, **sampling)
+    options |= asked.options
+    composition = engine.compose(method, draft=draft, settings=settings, **asked.options, **sampling)
 
     console = _terminal.errors()
     person = sys.stdin.isatty()
@@ -112,6 +135,7 @@ def chat(
                     "text": result.text,
                     "finish_reason": result.finish_reason,
                     "statistics": result.statistics.as_dict(),
+                    **asked.described(result.text, result.complete),
                 }
                 typer.echo(json.dumps(answer))
             elif not result.text.endswith("\n"):

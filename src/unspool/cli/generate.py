@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unspool.cli import _options, _session, _terminal
+from unspool.cli import _constraints, _options, _session, _terminal
 from unspool.core.errors import InvalidInput
 
 _HELP = """Answer a prompt.
@@ -28,6 +28,12 @@ The text goes to standard output as it comes; one line of statistics follows on 
   unspool generate "Explain this file." --file setup.py --trace trace.html
 
   unspool generate "What is 2 + 2?" --json | jq .statistics.forwards_per_token
+
+  unspool generate "Describe a city." --json-schema city.json
+
+  unspool generate "Is water wet?" --choices yes,no,maybe
+
+  unspool generate "What is 3 plus 4?" --tools tools.py:add,multiply
 """
 
 
@@ -51,6 +57,15 @@ def generate(
     setting: _options.Set = None,
     draft: _options.Draft = None,
     learned: _options.Learned = None,
+    json_schema: _constraints.JsonSchema = None,
+    grammar: _constraints.GrammarFile = None,
+    regex: _constraints.Regex = None,
+    choices: _constraints.Choices = None,
+    tools: _constraints.Tools = None,
+    language: _constraints.Language = None,
+    grammar_engine: _constraints.EngineOption = None,
+    close: _constraints.Close = True,
+    whitespace: _constraints.Whitespace = None,
     max_new_tokens: _options.MaxNewTokens = 256,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="A string that ends the text and is not part of it. Repeatable.")
@@ -99,11 +114,24 @@ def generate(
 
         _session.check(method, sampling)
         Stop(max_new_tokens, None, tuple(stop or ()), deadline)
+        asked = _constraints.asked(
+            method,
+            json_schema=json_schema,
+            grammar=grammar,
+            regex=regex,
+            choices=choices,
+            tools=tools,
+            language=language,
+            engine=grammar_engine,
+            close=close,
+            whitespace=whitespace,
+        )
+        method, settings = asked.method, {**settings, **asked.options.pop("settings", {})}
 
     engine = _session.open_engine(
         model, dtype=dtype, device=device, backend=backend, threads=threads, quiet=quiet_progress
     )
-    composition = engine.compose(method, draft=draft, settings=settings, **sampling)
+    composition = engine.compose(method, draft=draft, settings=settings, **asked.options, **sampling)
     if show_drafts and composition.search is not None:
         raise InvalidInput(f"{method} searches along several texts at once, which no stream can show: use --trace")
     messages = [{"role": "user", "content": text}]
@@ -152,6 +180,7 @@ def generate(
             draft=draft,
             settings=settings,
             probe=recorder is not None,
+            **asked.options,
             **sampling,
         )
     if as_json:
@@ -165,13 +194,17 @@ def generate(
             "settings": _session.used_settings(composition),
             "lossless": composition.lossless,
             "seed": seed,
+            **asked.described(result.text, result.complete),
         }
         typer.echo(json.dumps(answer))
     elif not result.text.endswith("\n"):
         typer.echo()
     if not quiet and not as_json:
         line = result.statistics.line() + (" · interrupted" if result.interrupted else "")
+        line += " · not complete" if result.complete is False else ""
         _terminal.errors().print(line, style="dim", markup=False, soft_wrap=True)
+        for note in asked.notes:
+            _terminal.errors().print(f"left out: {note}", style="dim", markup=False, soft_wrap=True)
     if recorder is not None and trace is not None:
         recorder.write(trace)
         if not quiet:

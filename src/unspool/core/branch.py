@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -9,6 +11,14 @@ from torch import Tensor
 
 from unspool.core.model import Cache
 from unspool.core.tree import TokenTree
+
+
+class Portable(ABC):
+    """A note about a branch that stays right when the branch is forked or rewound, because it checks the text anew."""
+
+    @abstractmethod
+    def fork(self) -> Portable:
+        """The note for a branch that goes its own way from here."""
 
 
 class Branch:
@@ -28,7 +38,9 @@ class Branch:
         ahead: the tree that a sampler asked to see before it chooses, or ``None``.
         log_z: for every generated token, the log of the mass that the sampler's truncation or temperature kept
             (``sum_t log Z_t`` is the local normalisation); ``None`` where the sampler does not tell.
-        memo: notes of the methods, by method; dropped when the branch is forked or rewound.
+        memo: notes of the methods, by method; dropped when the branch is forked or rewound, unless :class:`Portable`.
+        limit: generated tokens at most, a stop token included.
+        stops: tokens that end the text.
         rng: the branch's own random numbers.
     """
 
@@ -38,6 +50,7 @@ class Branch:
         "carry",
         "finished",
         "index",
+        "limit",
         "log_z",
         "memo",
         "number",
@@ -45,6 +58,7 @@ class Branch:
         "rng",
         "seed",
         "source",
+        "stops",
         "tokens",
     )
 
@@ -69,6 +83,8 @@ class Branch:
         self.log_z: list[float | None] = []
         self.memo: dict[Any, Any] = {}
         self.finished: str | None = None
+        self.limit = sys.maxsize
+        self.stops: frozenset[int] = frozenset()
         self.seed = seed
         self.rng = torch.Generator(device=device)
         self.rng.manual_seed(mix_seed(seed, index, number))
@@ -100,12 +116,14 @@ class Branch:
         return source
 
     def fork(self, number: int) -> Branch:
-        """A copy that goes its own way, with its own random numbers and an empty memo."""
+        """A copy that goes its own way, with its own random numbers and none of the notes but portable ones."""
         twin = Branch(self.index, number, list(self.tokens), self.cache.fork(), self.seed, self.rng.device, self.source)
         twin.prompt_length = self.prompt_length
         twin.carry, twin.ahead = self.carry, self.ahead
         twin.log_z = list(self.log_z)
         twin.finished = self.finished
+        twin.limit, twin.stops = self.limit, self.stops
+        twin.memo = {part: note.fork() for part, note in self.memo.items() if isinstance(note, Portable)}
         return twin
 
     def rewind(self, generated: int) -> None:
@@ -116,7 +134,7 @@ class Branch:
         # The last token must be scored again: its logits are what the next choice is made from.
         self.cache.rewind(min(self.cache.length, length - 1))
         self.carry = self.ahead = self.finished = None
-        self.memo.clear()
+        self.memo = {part: note for part, note in self.memo.items() if isinstance(note, Portable)}
 
 
 def mix_seed(seed: int, index: int, number: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from unspool.core.cards import Kind, make_settings, setting_fields
 from unspool.core.decode import Greedy, Stop, decode
@@ -16,6 +16,7 @@ from unspool.core.model import LanguageModel
 from unspool.core.registry import Method, registry
 from unspool.core.sockets import (
     CachePolicy,
+    ConstrainedSampler,
     Constraint,
     Controller,
     Drafter,
@@ -38,6 +39,13 @@ _SOCKETS: dict[type, str] = {
 }
 
 
+@runtime_checkable
+class MakesPart(Protocol):
+    """What is no part and can be turned into one, as a grammar into a constraint."""
+
+    def part(self) -> Part: ...
+
+
 @dataclass(frozen=True)
 class Composition:
     """Parts that were checked to fit a model and one another. Reusable: what drafters have learned stays with it."""
@@ -54,7 +62,8 @@ class Composition:
     @property
     def parts(self) -> list[Part]:
         found = [getattr(self, socket) for socket in _SOCKETS.values()]
-        return [part for part in found if part is not None]
+        # One part may fill two sockets.
+        return list(dict.fromkeys(part for part in found if part is not None))
 
     @property
     def lossless(self) -> bool:
@@ -122,7 +131,7 @@ class Composition:
 
 def compose(
     model: LanguageModel,
-    methods: str | Part | Iterable[str | Part] = (),
+    methods: str | Part | MakesPart | Iterable[str | Part | MakesPart] = (),
     *,
     settings: Mapping[str, Any] | None = None,
     sampler: Sampler | None = None,
@@ -133,7 +142,8 @@ def compose(
 
     Args:
         model: the target.
-        methods: slugs, or parts made by hand; a string may join several with ``+``.
+        methods: slugs, or parts made by hand; a string may join several with ``+``. A grammar stands for a constraint
+            of the default engine.
         settings: by name; ``slug.name`` where two parts have a setting of the same name.
         sampler: used unless ``methods`` bring one; the default is greedy.
         models: further models by role.
@@ -144,11 +154,14 @@ def compose(
         InvalidInput: for a setting that no part has, or a value that it cannot take.
         Incompatible: if two parts want one socket, a part needs what the model or its neighbours do not offer.
     """
-    if isinstance(methods, str | Part):
+    if isinstance(methods, str | Part | MakesPart):
         methods = [methods]
     named: list[str | Part] = []
     for method in methods:
-        named.extend([m.strip() for m in method.split("+") if m.strip()] if isinstance(method, str) else [method])
+        if isinstance(method, str):
+            named.extend(m.strip() for m in method.split("+") if m.strip())
+        else:
+            named.append(method.part() if isinstance(method, MakesPart) else method)
 
     entries = [registry[item] if isinstance(item, str) else item for item in named]
     wanted = _share_settings([e for e in entries if isinstance(e, Method)], settings or {})
@@ -160,12 +173,12 @@ def compose(
             part: Part = entry.cls(make_settings(entry.settings, wanted[entry.card.slug], entry.card.slug))
         else:
             part = entry
-        socket = _socket_of(part)
-        if socket in filled:
-            raise Incompatible(
-                f"{_name(filled[socket])} and {_name(part)} are both a {socket.replace('_', ' ')}; take one of them"
-            )
-        filled[socket] = part
+        for socket in _sockets_of(part):
+            if socket in filled:
+                raise Incompatible(
+                    f"{_name(filled[socket])} and {_name(part)} are both a {socket.replace('_', ' ')}; take one of them"
+                )
+            filled[socket] = part
 
     filled.setdefault("sampler", sampler or Greedy())
     drafter: Any = filled.get("drafter")
@@ -174,7 +187,10 @@ def compose(
     composition = Composition(model, **filled)  # type: ignore[arg-type]
     _check(composition)
     observes_prompt = any(part.observes_prompt for part in composition.parts)
-    setup = Setup(model, composition.sampler, models or {}, load, observes_prompt)
+    handed = composition.sampler
+    if composition.constraint is not None:
+        handed = ConstrainedSampler(handed, composition.constraint, model.vocab_size)
+    setup = Setup(model, handed, models or {}, load, observes_prompt, composition.constraint)
     for part in composition.parts:
         part.bind(setup)
     return composition
@@ -207,11 +223,12 @@ def _share_settings(methods: list[Method], settings: Mapping[str, Any]) -> dict[
     return shared
 
 
-def _socket_of(part: Part) -> str:
-    for kind, socket in _SOCKETS.items():
-        if isinstance(part, kind):
-            return socket
-    raise Incompatible(f"{_name(part)} fills no socket of the in-order loop")
+def _sockets_of(part: Part) -> list[str]:
+    """The sockets that a part fills: one, or two that belong together, as masks and going back."""
+    sockets = [socket for kind, socket in _SOCKETS.items() if isinstance(part, kind)]
+    if not sockets:
+        raise Incompatible(f"{_name(part)} fills no socket of the in-order loop")
+    return sockets
 
 
 def _name(part: Part) -> str:

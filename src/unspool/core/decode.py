@@ -23,7 +23,9 @@ from unspool.core.sockets import (
     Distribution,
     Draft,
     Drafter,
+    Ended,
     LookAhead,
+    Move,
     Node,
     Observation,
     Part,
@@ -35,6 +37,9 @@ from unspool.core.sockets import (
 )
 from unspool.core.text import TextStream
 from unspool.core.tree import ROOT, TokenTree
+
+_GROWTH = 16
+"""Nodes at most by which forced tokens prolong a draft: a longer run is committed by the round that reaches it."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Greedy(Sampler):
     deterministic = True
 
     def distribution(self, node: Node) -> Distribution:
-        return Distribution.point(int(node.logits.argmax()))
+        return Distribution.best(node.logits)
 
 
 @torch.no_grad()
@@ -104,13 +109,18 @@ def decode(
 
     Raises:
         InvalidInput: for an empty prompt, one that leaves no room in the context, or a token outside the vocabulary.
+        DeadEnd: if a constraint leaves no token.
     """
     if chunk < 1:
         raise InvalidInput(f"chunk is {chunk}; it must be at least 1")
     stop = stop or Stop()
     sampler = sampler or Greedy()
-    parts: list[Part] = [p for p in (drafter, controller, verifier, sampler, constraint, cache_policy, search) if p]
-    loop = _Loop(model, parts, sampler, verifier, constraint, stop, probe)
+    filled = (drafter, controller, verifier, sampler, constraint, cache_policy, search)
+    # One part may fill two sockets.
+    parts: list[Part] = list(dict.fromkeys(part for part in filled if part is not None))
+    # Branches of such a search are compared token by token: what is forced is committed one token a step.
+    jumps = search is None or not search.lockstep
+    loop = _Loop(model, parts, sampler, verifier, constraint, stop, probe, jumps)
     began = time.perf_counter()
     _check(model, prompts)
 
@@ -126,9 +136,13 @@ def decode(
         for branch, prompt in zip(branches, prompts, strict=True):
             yield Started(branch.index, len(prompt))
             loop.begin(branch)
+            text, forced = loop.jump(branch, streaming=search is None)
+            if forced:
+                yield Stepped(branch.index, branch.number, 0, forced, text, TokenTree.empty(), (), None, len(forced))
         # A search forks after the prompt was read, so nothing of it may be left for the first step.
         until = None if stop.deadline is None else began + stop.deadline
-        yield from loop.prefill(branches, chunk, leave=1 if search else chunk, until=until)
+        reading = [branch for branch in branches if branch.finished is None]
+        yield from loop.prefill(reading, chunk, leave=1 if search else chunk, until=until)
 
         groups: dict[int, list[Branch]] = {}
         for branch in branches:
@@ -155,12 +169,13 @@ def decode(
                         branch.finished = branch.finished or "deadline"
                 moves = search.advance(group) if search is not None and not late else None
                 if moves is not None:
-                    groups[index] = loop.move(group, [(move.source, move.keep) for move in moves], everything)
+                    groups[index] = loop.move(group, moves, everything)
                 elif all(branch.finished is not None for branch in group):
                     winner = group[search.select(group) if search is not None else 0]
                     assert winner.finished is not None
                     text = loop.last_text(winner, streaming=search is None)
-                    yield Finished(index, winner.finished, tuple(winner.generated), text, winner.number)
+                    complete = loop.complete(winner)
+                    yield Finished(index, winner.finished, tuple(winner.generated), text, winner.number, complete)
                     for branch in group:
                         loop.release(branch)
                     del groups[index]
@@ -200,6 +215,7 @@ class _Loop:
         constraint: Constraint | None,
         stop: Stop,
         probe: bool,
+        jumps: bool,
     ) -> None:
         self.model = model
         self.parts = parts
@@ -209,6 +225,7 @@ class _Loop:
         self.stop = stop
         self.stop_tokens = model.stop_tokens if stop.tokens is None else stop.tokens
         self.probe = probe
+        self.jumps = jumps
         self.want = reduce(or_, (part.want for part in parts), LOGITS)
         self.reads_prompt = any(part.observes_prompt for part in parts)
         self.texts: dict[tuple[int, int], TextStream] = {}
@@ -218,6 +235,9 @@ class _Loop:
     # -- text -----------------------------------------------------------------------------------------------------
 
     def begin(self, branch: Branch) -> None:
+        branch.limit, branch.stops = self.stop.max_new_tokens, self.stop_tokens
+        if self.model.context_length is not None:
+            branch.limit = min(branch.limit, self.model.context_length - branch.prompt_length)
         if self.model.tokenizer is not None:
             self.texts[branch.index, branch.number] = TextStream(self.model.tokenizer, self.stop.strings)
         elif self.stop.strings:
@@ -291,6 +311,9 @@ class _Loop:
             Request(branch.cache, tree, rows=None if self.reads_prompt else list(range(max(offset - 1, 0), len(tree))))
             for branch, tree, offset in zip(live, trees, offsets, strict=True)
         ]
+        if self.constraint is not None:
+            for branch, draft in zip(live, drafts, strict=True):
+                self.constraint.prepare(branch, draft)
         for request, draft in zip(requests, drafts, strict=True):
             if draft.entered is not None:
                 request.inputs = torch.cat([draft.entered.pending, draft.entered.hidden])
@@ -351,12 +374,54 @@ class _Loop:
             (i, budget) for i, budget in zip(free, budgets, strict=True) if budget.depth != 0 and budget.nodes != 0
         ]
         proposed = drafter.propose([live[i] for i, _ in asking], [budget for _, budget in asking]) if asking else []
-        proposed = [draft.limited(budget) for draft, (_, budget) in zip(proposed, asking, strict=True)]
+        proposed = [
+            self.grown(live[i], self.pruned(live[i], draft).limited(budget), budget)
+            for draft, (i, budget) in zip(proposed, asking, strict=True)
+        ]
         if controller is not None:
             proposed = controller.allocate([live[i] for i, _ in asking], proposed)
         for (i, _), draft in zip(asking, proposed, strict=True):
             drafts[i] = draft
         return drafts
+
+    def pruned(self, branch: Branch, draft: Draft) -> Draft:
+        """A draft without what a constraint refuses. Candidates that were drawn at random stay: leaving some out by
+        their tokens would bias the choice, and they were drawn from what is allowed."""
+        if self.constraint is None or draft.q is not None or draft.decreed or not draft.tree:
+            return draft
+        return self.constraint.prune(branch, draft)
+
+    def grown(self, branch: Branch, draft: Draft, budget: Budget) -> Draft:
+        """A draft of fixed candidates with the tokens that a constraint forces after its leaves."""
+        fixed = draft.q is None and not draft.decreed and draft.entered is None
+        if self.constraint is None or not draft.tree or not fixed:
+            return draft
+        tokens, parents = list(draft.tree.token_list), list(draft.tree.parent_list)
+        room = _GROWTH if budget.nodes is None else min(_GROWTH, budget.nodes - len(tokens))
+        for leaf in draft.tree.leaves:
+            if room <= 0:
+                break
+            path = draft.tree.path_tokens(leaf)
+            deepest = room if budget.depth is None else min(room, budget.depth - len(path))
+            forced = self.constraint.forced(branch, branch.tokens + path)[: max(deepest, 0)]
+            node = leaf
+            for token in forced:
+                if token in branch.stops:
+                    break
+                tokens.append(token)
+                parents.append(node)
+                node = len(tokens) - 1
+                room -= 1
+        added = len(tokens) - len(draft.tree)
+        if not added:
+            return draft
+        return Draft(
+            TokenTree(tokens, parents),
+            None,
+            draft.q_rows + draft.q_rows[:1] * added,
+            draft.confidence + [1.0] * added if draft.confidence else [],
+            origin=(draft.origin or list(range(len(draft.tree)))) + [-1] * added,
+        )
 
     def room(self, branch: Branch) -> int:
         """How deep a draft can be of use: the token after it must still fit."""
@@ -371,12 +436,15 @@ class _Loop:
         """Verify one branch's draft, commit what stands, and say so."""
         walk = Walk(branch, draft, scores, offset, self.sampler, self.constraint)
         ahead: TokenTree | None = None
+        ended = False
         try:
             verdict = self.verify(walk)
             path, chosen = verdict.path, [verdict.token]
         except LookAhead as ask:
             path, chosen = draft.tree.path(ask.node), []
             ahead = TokenTree([*ask.candidates], [ROOT] * len(ask.candidates))
+        except Ended as end:
+            path, chosen, ended = draft.tree.path(end.node), [], True
         tokens = [draft.tree.token_list[node] for node in path] + chosen
 
         text, tokens = self.until_stop(branch, tokens, streaming)
@@ -384,6 +452,8 @@ class _Loop:
         path = path[: len(tokens)]
         if len(tokens) < len(path) + len(chosen):
             chosen, ahead = tokens[len(path) :], None
+        if ended and branch.finished is None:
+            branch.finished = "complete"
         seen = Observation(branch, tree, offset, scores, draft, path, tokens)
         for part in self.parts:
             part.observe(seen)
@@ -396,7 +466,36 @@ class _Loop:
         branch.cache.commit(seen.kept)
         branch.tokens.extend(tokens)
         branch.ahead = ahead if branch.finished is None else None
-        return Stepped(branch.index, branch.number, step, tuple(tokens), text, draft.tree, tuple(path), probed)
+        more, forced = self.jump(branch, streaming) if chosen else ("", ())
+        return Stepped(
+            branch.index,
+            branch.number,
+            step,
+            (*tokens, *forced),
+            text + more,
+            draft.tree,
+            tuple(path),
+            probed,
+            len(forced),
+        )
+
+    def jump(self, branch: Branch, streaming: bool) -> tuple[str, tuple[int, ...]]:
+        """Commit what a constraint leaves no choice about, up to the first reason to stop; the tokens are pending, as
+        chosen ones are. The text that they release, and the tokens."""
+        if self.constraint is None or not self.jumps or branch.finished is not None:
+            return "", ()
+        text, tokens = self.until_stop(branch, self.constraint.forced(branch, branch.tokens), streaming)
+        branch.tokens.extend(tokens)
+        branch.log_z += [None] * len(tokens)
+        return text, tuple(tokens)
+
+    def complete(self, branch: Branch) -> bool | None:
+        """Whether the constraint calls the text of a finished branch complete."""
+        # What a stop string took away is no longer in the text, but still among the tokens.
+        if self.constraint is None or branch.finished == "stop-string":
+            return None
+        last = branch.finished == "stop-token"
+        return self.constraint.complete(branch, branch.tokens[:-1] if last else branch.tokens)
 
     def until_stop(self, branch: Branch, tokens: list[int], streaming: bool) -> tuple[str, list[int]]:
         """The tokens up to the first reason to stop, and the text that they release; marks the branch if there is
@@ -435,13 +534,14 @@ class _Loop:
 
     # -- branches -------------------------------------------------------------------------------------------------
 
-    def move(self, group: list[Branch], moves: list[tuple[int, int | None]], everything: list[Branch]) -> list[Branch]:
+    def move(self, group: list[Branch], moves: list[Move], everything: list[Branch]) -> list[Branch]:
         """The next round's branches; a source that is used again is forked, one that is not used is released."""
         # A number is never given twice: it decides a branch's random draws.
         index = group[0].index
-        uses = [source for source, _ in moves]
+        uses = [move.source for move in moves]
         following: list[Branch] = []
-        for place, (source, keep) in enumerate(moves):
+        for place, move in enumerate(moves):
+            source, keep = move.source, move.keep
             # The last use takes the branch itself: no copy of a cache without need.
             branch = group[source]
             if source in uses[place + 1 :]:
@@ -451,6 +551,8 @@ class _Loop:
             following.append(branch)
             if keep is not None:
                 branch.rewind(keep)
+            branch.tokens.extend(move.then)
+            branch.log_z += [None] * len(move.then)
             if branch is not group[source] or keep is not None:
                 self.begin(branch)
                 if (stream := self.texts.get((branch.index, branch.number))) is not None and self.stop.strings:

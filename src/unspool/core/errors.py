@@ -27,3 +27,20 @@ class WeightsError(UnspoolError):
 
 class DownloadError(UnspoolError):
     """A model could not be fetched: no network, a refused request, a wrong checksum, or no room on the disk."""
+
+
+class DeadEnd(UnspoolError):
+    """A constraint has led a text to a place where no token is possible."""
+
+
+class GrammarError(UnspoolError):
+    """A grammar that cannot be used.
+
+    Args:
+        what: what is wrong, and what would work.
+        where: the place in it: a line and column, or the path to a keyword of a JSON schema.
+    """
+
+    def __init__(self, what: str, where: str | None = None) -> None:
+        super().__init__(f"{where}: {what}" if where else what)
+        self.where = where

@@ -64,6 +64,8 @@ class Stepped:
         index, branch: which request, which of its branches.
         step: number of the round.
         tokens: committed in this round, in order; empty if the sampler asked to look ahead first.
+        forced: how many of them, the last ones, a constraint left no choice about, so that the model was not asked. A
+            text that begins with such tokens has an event of them alone before its first round.
         text: text that became final (empty if the model has no tokenizer).
         draft: what was proposed.
         accepted: the nodes of it that stand, from the top.
@@ -78,6 +80,7 @@ class Stepped:
     draft: TokenTree
     accepted: tuple[int, ...]
     probe: Probe | None = None
+    forced: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,12 @@ class Finished:
     """A request is done.
 
     Args:
-        reason: ``stop-token``, ``stop-string``, ``length``, ``context`` or ``deadline``.
+        reason: ``stop-token``, ``stop-string``, ``length``, ``context``, ``deadline``, or ``complete`` if a constraint
+            allows nothing more and there is no stop token to say so.
         tokens: everything generated, a stop token included.
         text: text that was held back until now.
         branch: which branch is the answer.
+        complete: whether a constraint calls the text complete; ``None`` without a constraint, or if it cannot tell.
     """
 
     index: int
@@ -96,6 +101,7 @@ class Finished:
     tokens: tuple[int, ...] = field(repr=False)
     text: str = ""
     branch: int = 0
+    complete: bool | None = None
 
 
 Event = Started | Prefilled | Scored | Stepped | Finished

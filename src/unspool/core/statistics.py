@@ -25,6 +25,8 @@ class Statistics:
         drafted, accepted: draft nodes proposed, draft nodes that stand.
         drafted_depth: sum over steps of the longest path proposed.
         drafted_by_depth: steps by the length of the longest path proposed; ``accepted_by_depth`` by that accepted.
+        forced: tokens that a constraint left no choice about, committed without asking the model.
+        incomplete: texts that ended before their constraint called them complete.
         seconds: from the start to the end; ``first_token_seconds`` to the first committed token.
     """
 
@@ -39,6 +41,8 @@ class Statistics:
     drafted: int = 0
     drafted_depth: int = 0
     accepted: int = 0
+    forced: int = 0
+    incomplete: int = 0
     seconds: float = 0.0
     prefill_seconds: float = 0.0
     draft_seconds: float = 0.0
@@ -78,17 +82,21 @@ class Statistics:
         elif isinstance(event, Started):
             self.prompt_tokens += event.prompt_tokens
         elif isinstance(event, Stepped):
+            self.forced += event.forced
+            if event.tokens and self.first_token_seconds is None:
+                self.first_token_seconds = elapsed
+            if event.forced and event.forced == len(event.tokens):
+                return  # The model was not asked at all.
             self.drafted += len(event.draft)
             self.drafted_depth += event.draft.depth
             self.accepted += len(event.accepted)
-            self._committed += len(event.tokens)
+            self._committed += len(event.tokens) - event.forced
             self.drafted_by_depth[event.draft.depth] = self.drafted_by_depth.get(event.draft.depth, 0) + 1
             depth = len(event.accepted)
             self.accepted_by_depth[depth] = self.accepted_by_depth.get(depth, 0) + 1
-            if event.tokens and self.first_token_seconds is None:
-                self.first_token_seconds = elapsed
         elif isinstance(event, Finished):
             self.tokens += len(event.tokens)
+            self.incomplete += event.complete is False
             self.finish_reasons[event.reason] = self.finish_reasons.get(event.reason, 0) + 1
             self.seconds = elapsed
 
@@ -126,6 +134,8 @@ class Statistics:
             "forwards_per_token": self.forwards_per_token,
             "drafted_tokens": self.drafted,
             "accepted_tokens": self.accepted,
+            "forced_tokens": self.forced,
+            "incomplete": self.incomplete,
             "mean_accepted_length": self.accepted_length,
             "acceptance_rate": self.acceptance_rate,
             "drafted_by_depth": {str(depth): n for depth, n in sorted(self.drafted_by_depth.items())},
@@ -151,6 +161,8 @@ class Statistics:
         ]
         if self.acceptance_rate is not None:
             parts.append(f"{100 * self.acceptance_rate:.0f}% accepted")
+        if self.forced:
+            parts.append(f"{self.forced} forced")
         if self.first_token_seconds is not None:
             parts.append(f"first token {self.first_token_seconds:.2f} s")
         parts.append(f"cache {self.peak_cache_bytes / 2**20:.1f} MB")

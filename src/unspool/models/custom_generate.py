@@ -53,7 +53,7 @@ class ProcessorSampler(Sampler):
     def distribution(self, node: Node) -> Distribution:
         scores = self._processed(node.tokens, node.logits, node.branch)
         if self.deterministic:
-            return Distribution.point(int(scores.argmax()))
+            return Distribution.best(scores)
         return Distribution(torch.softmax(scores, dim=-1))
 
     def draft_probs(self, logits: Tensor, tokens: list[int], branch: Branch) -> Tensor:

@@ -99,7 +99,7 @@ class KVPool:
             size = (wide, rows.shape[1], room, rows.shape[3])
             new = rows.new_zeros(size)
             for owner in self.owners if held is not None else []:
-                old = held[place]
+                old = held[place]  # type: ignore[index]
                 if owner.slot < old.shape[0]:
                     used = slice(owner.shared, owner.held + owner.scored)
                     new[owner.slot, :, used] = old[owner.slot, :, used]

@@ -20,6 +20,7 @@ import jinja2.sandbox
 from unspool.core.errors import InvalidInput, WeightsError
 
 if TYPE_CHECKING:
+    import tokenizers
     from transformers import PreTrainedTokenizerBase
 
 # Classes of transformers that run a tokenizer.json as it is, and the settings that change nothing of that.

@@ -162,7 +162,7 @@ class LookBackDecoding(Sampler):
         candidates, values = top.indices[:allowed], top.values[:allowed]
         if self.nearest(node) > made.alpha:
             if made.otherwise == "greedy":
-                return Distribution.point(int(node.logits.argmax()))
+                return Distribution.best(node.logits)
             return _spread(node.logits, candidates, values)
         if made.coherence != "prefix":
             return _spread(node.logits, candidates, values if made.coherence == "probability" else values * 0)
@@ -184,7 +184,7 @@ class LookBackDecoding(Sampler):
 
     def draft_probs(self, logits: Tensor, tokens: list[int], branch: Branch) -> Tensor:
         if self.settings.otherwise == "greedy":
-            return Distribution.point(int(logits.argmax())).dense(log_probs(logits))
+            return Distribution.best(logits).dense(log_probs(logits))
         top = logits.topk(min(self.settings.k, len(logits)))
         return _spread(logits, top.indices, top.values).dense(logits)
 

@@ -134,7 +134,7 @@ class StandardSampler(Sampler):
         if self._adjusts:
             logits = self.penalised(logits, node.tokens if self._reads_text else [], node.branch)
         if self.deterministic:
-            return Distribution.point(int(logits.argmax()))
+            return Distribution.best(logits)
         warped, tokens = self._shortlist(logits)
         own = warp.working(node.logits if node.walk is None else node.walk.logits(node.index))
         log_z = float(warp.log_normaliser(warped, own, self.settings.temperature))
@@ -145,7 +145,7 @@ class StandardSampler(Sampler):
             logits = self.penalised(logits, tokens if self._reads_text else [], branch)
         if self.deterministic:
             logits = warp.working(logits)
-            return Distribution.point(int(logits.argmax())).dense(logits)
+            return Distribution.best(logits).dense(logits)
         return _spread(*self._shortlist(logits), len(logits))
 
     def penalised(self, logits: Tensor, tokens: list[int], branch: Branch) -> Tensor:

@@ -32,7 +32,7 @@ from unspool.core.cards import Card, Kind, settings
 from unspool.core.errors import Incompatible
 from unspool.core.learned import Learned
 from unspool.core.registry import register
-from unspool.core.sockets import Budget, Draft, Observation, Proposal, Setup
+from unspool.core.sockets import Budget, Constraint, Draft, Observation, Proposal, Setup
 from unspool.core.tree import ROOT, TokenTree
 from unspool.models.costs import PassCosts, pass_costs
 from unspool.speculation.drafting._acceptance import AcceptanceRates, Judge
