@@ -12,7 +12,7 @@ from unspool.core.compose import compose
 from unspool.core.decode import Greedy
 from unspool.core.errors import Incompatible, InvalidInput
 from unspool.core.registry import registry
-from unspool.core.sockets import Distribution, Node, Proposal, Sampler, Verifier
+from unspool.core.sockets import Constraint, Distribution, Node, Proposal, Sampler, Verifier
 from unspool.core.tree import ROOT, TokenTree
 from unspool.speculation.drafting.prompt_lookup import PromptLookup
 from unspool.speculation.verification._rejection import residual, try_siblings
@@ -178,7 +178,7 @@ def test_the_choice_of_a_sampler_with_penalties_counts_as_the_best() -> None:
 def test_forbidden_tokens_never_stand() -> None:
     made = walk(TokenTree.chain([1]), NEAR, None, [], sampler=Greedy())
     allowed = torch.tensor([True, False, True, True, True])
-    made._constraint = type("Only", (), {"allowed": lambda self, branch, tokens: allowed})()  # type: ignore[assignment]
+    made._constraint = type("Only", (Constraint,), {"allowed": lambda self, branch, tokens: allowed})()  # type: ignore[assignment]
     assert RelaxedTopK(RelaxedTopKSettings(beta=5, tau=100.0)).verify(made).path == []
 
 

@@ -216,7 +216,7 @@ class Auto(Arms):
                 began = time.perf_counter()
                 arm.observe(step)
                 worth.spend(time.perf_counter() - began)
-        if self.costs is not None and step.tokens:
+        if self.costs is not None:
             text.settle(step.draft.made(step.path), self.costs)
 
     def _text(self, branch: Branch) -> _Text:
