@@ -44,7 +44,36 @@ class TableCache(Cache):
         return 8 * len(self.tokens)
 
 
-class TableModel(LanguageModel):
+class ToyModel(LanguageModel):
+    """Base of models whose logits are a function of the tokens: of :meth:`next_logits`."""
+
+    def new_caches(self, count: int) -> list[Cache]:
+        return [TableCache() for _ in range(count)]
+
+    def next_logits(self, tokens: Sequence[int]) -> Tensor:
+        """``[V]`` logits after ``tokens``."""
+        raise NotImplementedError
+
+    def score(
+        self, requests: Sequence[Request], want: Want = LOGITS, layers: Sequence[int] | None = None
+    ) -> list[Scores]:
+        self.forwards += 1
+        answers = []
+        for request in requests:
+            cache, tree = request.cache, request.tree
+            assert isinstance(cache, TableCache)
+            assert request.known == 0 or cache.scratch[: request.known] == tree.token_list[: request.known]
+            cache.scratch = list(tree.token_list)
+            rows = list(range(request.known, len(tree))) if request.rows is None else request.rows
+            logits = []
+            for node in rows:
+                assert node != ROOT
+                logits.append(self.next_logits(cache.tokens + tree.path_tokens(node)))
+            answers.append(Scores(torch.stack(logits) if logits else torch.empty(0, self.vocab_size), list(rows)))
+        return answers
+
+
+class TableModel(ToyModel):
     """``logits = table[a, b]`` where ``a, b`` are the last two tokens of the path (``V`` stands for 'before the
     start').
 
@@ -80,31 +109,10 @@ class TableModel(LanguageModel):
         self.device = torch.device("cpu")
         self.dtype = dtype
 
-    def new_caches(self, count: int) -> list[Cache]:
-        return [TableCache() for _ in range(count)]
-
     def next_logits(self, tokens: Sequence[int]) -> Tensor:
         """``[V]`` logits after ``tokens``."""
         before = [self.vocab_size, self.vocab_size, *tokens]
         return self.table[before[-2], before[-1]]
-
-    def score(
-        self, requests: Sequence[Request], want: Want = LOGITS, layers: Sequence[int] | None = None
-    ) -> list[Scores]:
-        self.forwards += 1
-        answers = []
-        for request in requests:
-            cache, tree = request.cache, request.tree
-            assert isinstance(cache, TableCache)
-            assert request.known == 0 or cache.scratch[: request.known] == tree.token_list[: request.known]
-            cache.scratch = list(tree.token_list)
-            rows = list(range(request.known, len(tree))) if request.rows is None else request.rows
-            logits = []
-            for node in rows:
-                assert node != ROOT
-                logits.append(self.next_logits(cache.tokens[-2:] + tree.path_tokens(node)))
-            answers.append(Scores(torch.stack(logits) if logits else torch.empty(0, self.vocab_size), list(rows)))
-        return answers
 
     def sequence_probs(self, prompt: Sequence[int], length: int) -> Tensor:
         """``[V] * length`` exact probabilities of every continuation of that length."""

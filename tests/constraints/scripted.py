@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from tests.toys import TableCache
+from tests.toys import ToyModel
 from torch import Tensor
 
 from unspool.core.compose import Composition
 from unspool.core.decode import Stop
 from unspool.core.events import Finished
-from unspool.core.model import Cache, Capability, LanguageModel
-from unspool.core.scores import LOGITS, Request, Scores, Want
+from unspool.core.model import Capability
 
 STOP = 0
 """The token that ends a text. Token ``1 + b`` is the byte ``b``; longer tokens follow."""
@@ -40,7 +39,7 @@ class ByteTokenizer:
         return b"".join(self.token_bytes[token] or b"" for token in ids).decode(errors="replace")
 
 
-class ScriptedModel(LanguageModel):
+class ScriptedModel(ToyModel):
     """Its logits depend on the text alone.
 
     Args:
@@ -65,9 +64,6 @@ class ScriptedModel(LanguageModel):
         self._wish = wish
         self._noise = noise
 
-    def new_caches(self, count: int) -> list[Cache]:
-        return [TableCache() for _ in range(count)]
-
     def next_logits(self, tokens: Sequence[int]) -> Tensor:
         text = self.tokenizer.decode(tokens)
         rng = torch.Generator().manual_seed(hash(tuple(tokens)) % (1 << 31))
@@ -82,20 +78,6 @@ class ScriptedModel(LanguageModel):
                 if string is not None and wish.encode().startswith(string):
                     logits[token] += (10 + 4 * len(string)) * weight
         return logits
-
-    def score(
-        self, requests: Sequence[Request], want: Want = LOGITS, layers: Sequence[int] | None = None
-    ) -> list[Scores]:
-        self.forwards += 1
-        answers = []
-        for request in requests:
-            cache, tree = request.cache, request.tree
-            assert isinstance(cache, TableCache)
-            cache.scratch = list(tree.token_list)
-            rows = list(range(request.known, len(tree))) if request.rows is None else request.rows
-            logits = [self.next_logits(cache.tokens + tree.path_tokens(node)) for node in rows]
-            answers.append(Scores(torch.stack(logits) if logits else torch.empty(0, self.vocab_size), list(rows)))
-        return answers
 
 
 def writing(*texts: str) -> Callable[[str], list[str]]:

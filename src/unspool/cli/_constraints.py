@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -123,10 +125,10 @@ class Asked:
 
     def described(self, text: str, complete: bool | None) -> dict[str, Any]:
         """What ``--json`` tells beside the text: whether it is complete, the object of a schema, the calls of tools."""
-        from unspool.constraints.tooldec import ToolDec
-
         if self.constraint is None:
             return {}
+        from unspool.constraints.tooldec import ToolDec
+
         told: dict[str, Any] = {"complete": complete}
         if self.is_json:
             try:
@@ -143,17 +145,17 @@ class Asked:
 def asked(
     method: str,
     *,
-    json_schema: str | None = None,
-    grammar: Path | None = None,
-    regex: str | None = None,
-    choices: str | None = None,
-    tools: str | None = None,
-    language: str | None = None,
-    engine: str | None = None,
-    close: bool = True,
-    whitespace: str | None = None,
+    json_schema: JsonSchema = None,
+    grammar: GrammarFile = None,
+    regex: Regex = None,
+    choices: Choices = None,
+    tools: Tools = None,
+    language: Language = None,
+    engine: EngineOption = None,
+    close: Close = True,
+    whitespace: Whitespace = None,
 ) -> Asked:
-    """What the options ask for.
+    """What the options ask for. Commands are given them by :func:`options`.
 
     Raises:
         InvalidInput: if two of them exclude one another, or one says nothing without another.
@@ -192,6 +194,29 @@ def asked(
     slug = engine or ENGINES[0]
     settings = {f"{slug}.close": True} if close else {}
     return Asked(f"{method}+{slug}", {**made.options, "settings": settings}, made.notes, made.is_json)
+
+
+def options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of :func:`asked` in the place of its parameter ``constraint``, in which their values
+    arrive by name."""
+    signature = inspect.signature(command, eval_str=True)
+    every = inspect.signature(asked, eval_str=True).parameters.values()
+    flags = [
+        flag.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        for flag in every
+        if flag.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    names = [flag.name for flag in flags]
+
+    @functools.wraps(command)
+    def wrapper(**values: Any) -> Any:
+        return command(constraint={name: values.pop(name) for name in names}, **values)
+
+    parameters = [
+        one for own in signature.parameters.values() for one in (flags if own.name == "constraint" else [own])
+    ]
+    wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return wrapper
 
 
 def _plain(method: str, grammar: Grammar) -> Asked:

@@ -33,7 +33,7 @@ _COMMANDS = "/reset  start over\n/system TEXT  what the model is told first\n/st
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("chat", help=_HELP)(_options.sampling_options(chat))
+    app.command("chat", help=_HELP)(_options.sampling_options(_constraints.options(chat)))
 
 
 def chat(
@@ -42,15 +42,7 @@ def chat(
     setting: _options.Set = None,
     draft: _options.Draft = None,
     learned: _options.Learned = None,
-    json_schema: _constraints.JsonSchema = None,
-    grammar: _constraints.GrammarFile = None,
-    regex: _constraints.Regex = None,
-    choices: _constraints.Choices = None,
-    tools: _constraints.Tools = None,
-    language: _constraints.Language = None,
-    grammar_engine: _constraints.EngineOption = None,
-    close: _constraints.Close = True,
-    whitespace: _constraints.Whitespace = None,
+    constraint: Any = None,
     max_new_tokens: _options.MaxNewTokens = 512,
     seed: _options.Seed = 0,
     model: _options.Model = _options.DEFAULT_MODEL,
@@ -69,18 +61,7 @@ def chat(
 
         _session.check(method, sampling)
         Stop(max_new_tokens)
-        asked = _constraints.asked(
-            method,
-            json_schema=json_schema,
-            grammar=grammar,
-            regex=regex,
-            choices=choices,
-            tools=tools,
-            language=language,
-            engine=grammar_engine,
-            close=close,
-            whitespace=whitespace,
-        )
+        asked = _constraints.asked(method, **constraint)
         method, settings = asked.method, {**settings, **asked.options.pop("settings", {})}
     engine = _session.open_engine(
         model, dtype=dtype, device=device, backend=backend, threads=threads, quiet=quiet or as_json

@@ -39,7 +39,9 @@ The text goes to standard output as it comes; one line of statistics follows on 
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("generate", help=_HELP, no_args_is_help=False)(_options.sampling_options(generate))
+    app.command("generate", help=_HELP, no_args_is_help=False)(
+        _options.sampling_options(_constraints.options(generate))
+    )
 
 
 def generate(
@@ -57,15 +59,7 @@ def generate(
     setting: _options.Set = None,
     draft: _options.Draft = None,
     learned: _options.Learned = None,
-    json_schema: _constraints.JsonSchema = None,
-    grammar: _constraints.GrammarFile = None,
-    regex: _constraints.Regex = None,
-    choices: _constraints.Choices = None,
-    tools: _constraints.Tools = None,
-    language: _constraints.Language = None,
-    grammar_engine: _constraints.EngineOption = None,
-    close: _constraints.Close = True,
-    whitespace: _constraints.Whitespace = None,
+    constraint: Any = None,
     max_new_tokens: _options.MaxNewTokens = 256,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="A string that ends the text and is not part of it. Repeatable.")
@@ -114,18 +108,7 @@ def generate(
 
         _session.check(method, sampling)
         Stop(max_new_tokens, None, tuple(stop or ()), deadline)
-        asked = _constraints.asked(
-            method,
-            json_schema=json_schema,
-            grammar=grammar,
-            regex=regex,
-            choices=choices,
-            tools=tools,
-            language=language,
-            engine=grammar_engine,
-            close=close,
-            whitespace=whitespace,
-        )
+        asked = _constraints.asked(method, **constraint)
         method, settings = asked.method, {**settings, **asked.options.pop("settings", {})}
 
     engine = _session.open_engine(

@@ -130,15 +130,6 @@ class Composer:
         self.grammar = grammar
         self.parser = parser
         self.spanner = spanner
-        count = len(spanner.parents)
-        self.children: list[list[int]] = [[] for _ in range(count)]
-        for sequence in range(1, count):
-            self.children[spanner.parents[sequence]].append(sequence)
-        self.rows: list[list[tuple[int, int]]] = [[] for _ in range(count)]
-        for row, (sequence, profile) in enumerate(
-            zip(spanner.row_sequence.tolist(), spanner.row_profile.tolist(), strict=True)
-        ):
-            self.rows[sequence].append((row, profile))
 
     def compose(self, top: int) -> Top:
         """Conditions for one state on top."""
@@ -161,7 +152,7 @@ class Composer:
         while queue:
             sequence, configurations = queue.pop()
             known: dict[int, list[Stack] | None] = {}
-            for row, profile in self.rows[sequence]:
+            for row, profile in self.spanner.rows_of[sequence]:
                 if profile not in known:
                     known[profile] = self._ways(configurations, self.spanner.profiles[profile])
                 ways = known[profile]
@@ -171,7 +162,7 @@ class Composer:
                     accepted[row] = True
                 else:
                     found += [(row, way) for way in ways]
-            for child in self.children[sequence]:
+            for child in self.spanner.children[sequence]:
                 try:
                     after = self.after(configurations, self.spanner.terminals[child])
                 except _Unsettled:
@@ -186,8 +177,8 @@ class Composer:
         queue = [sequence]
         while queue:
             at = queue.pop()
-            unsettled.extend(row for row, _ in self.rows[at])
-            queue.extend(self.children[at])
+            unsettled.extend(row for row, _ in self.spanner.rows_of[at])
+            queue.extend(self.spanner.children[at])
 
     def after(self, configurations: Sequence[Configuration], terminal: int) -> list[Configuration]:
         """Configurations after a terminal: those edges that agree with what is known of the stack."""

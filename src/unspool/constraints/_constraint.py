@@ -216,8 +216,11 @@ class MatcherConstraint(Constraint):
     def forced(self, branch: Branch, tokens: list[int]) -> list[int]:
         if self.settings.jump == "off":
             return []
-        text, found = tokens, []
+        text = tokens
+        found: list[int] = []
         while len(text) - branch.prompt_length < branch.limit:
+            if found and not self._may_run_on(branch, tokens, text):
+                break
             token = self._next(branch, text)
             if token is None:
                 break
@@ -226,6 +229,10 @@ class MatcherConstraint(Constraint):
                 break
             text = [*text, token]
         return found
+
+    def _may_run_on(self, branch: Branch, tokens: list[int], text: list[int]) -> bool:
+        """Whether what is forced after ``tokens`` may go on behind ``text``, as far as it has come."""
+        return True
 
     def complete(self, branch: Branch, tokens: list[int]) -> bool | None:
         track, stands = self._at(branch, tokens)

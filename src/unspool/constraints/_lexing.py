@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from unspool.constraints._automaton import DEAD, automaton
 from unspool.constraints._grammar import GrammarError
-from unspool.constraints._rules import MOST_PRODUCTIONS, Production, Rules, Terminal, trimmed
+from unspool.constraints._rules import MOST_PRODUCTIONS, Production, Rules, Terminal, spread, trimmed
 from unspool.constraints._schema.expressions import NOTHING
 from unspool.constraints._vocabulary import Vocabulary
 
@@ -99,26 +99,12 @@ class Scanner:
     def reach(self) -> list[frozenset[tuple[int, int]]]:
         """Of every state the lexemes that it can still become: terminal and class of the state where it ends."""
         of_state, _ = self.classes
-        count = len(self.delta)
-        own = [
+        own: list[frozenset[tuple[int, int]]] = [
             frozenset({(label, of_state[state])}) if label >= 0 else frozenset()
             for state, label in enumerate(self.labels)
         ]
-        sources, places = np.nonzero(self.delta >= 0)
-        pairs = {(int(a), int(b)) for a, b in zip(sources, self.delta[sources, places], strict=True)}
-        before: list[list[int]] = [[] for _ in range(count)]
-        for a, b in pairs:
-            before[b].append(a)
-        found = list(own)
-        queue = [state for state in range(count) if own[state]]
-        while queue:
-            state = queue.pop()
-            for earlier in before[state]:
-                joined = found[earlier] | found[state]
-                if joined != found[earlier]:
-                    found[earlier] = joined
-                    queue.append(earlier)
-        return found
+        following = [np.unique(row[row >= 0]).tolist() for row in self.delta]
+        return spread(own, following)
 
     def shortest(self, state: int, first: frozenset[int] | None = None) -> dict[int, bytes]:
         """A shortest text from a state to every state that it leads to within one lexeme.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from unspool.constraints._grammar import GrammarError
-from unspool.constraints._rules import Rules, nullable
+from unspool.constraints._rules import Rules, nullable, spread
 
 MOST_STATES = 8_000
 
@@ -289,7 +289,7 @@ def _lookaheads(grammar: Augmented, moves: list[dict[int, int]]) -> dict[tuple[i
                     includes[number[at, ~symbol]].append(index)
                 at = moves[at][symbol]
             back.setdefault((at, production), []).append(index)
-    follow = _spread(_spread(direct, reads), includes)
+    follow = spread(spread(direct, reads), includes)
     found = {}
     for key, indices in back.items():
         mask = 0
@@ -298,22 +298,4 @@ def _lookaheads(grammar: Augmented, moves: list[dict[int, int]]) -> dict[tuple[i
         found[key] = mask
     # The whole text is ended by its end alone.
     found[moves[0][~grammar.rules.start], 0] = 1 << grammar.end
-    return found
-
-
-def _spread(sets: list[int], sources: list[list[int]]) -> list[int]:
-    """Let every set take in those of its sources, until nothing changes."""
-    found = list(sets)
-    readers: list[list[int]] = [[] for _ in sets]
-    for index, each in enumerate(sources):
-        for source in each:
-            readers[source].append(index)
-    queue = list(range(len(sets)))
-    while queue:
-        source = queue.pop()
-        for reader in readers[source]:
-            joined = found[reader] | found[source]
-            if joined != found[reader]:
-                found[reader] = joined
-                queue.append(reader)
     return found

@@ -63,15 +63,6 @@ class _Check:
         self.spanner = spanner
         self.table = grammar.parser.table
         self.steps = 0
-        count = len(spanner.parents)
-        self.children: list[list[int]] = [[] for _ in range(count)]
-        for sequence in range(1, count):
-            self.children[spanner.parents[sequence]].append(sequence)
-        self.rows: list[list[tuple[int, int]]] = [[] for _ in range(count)]
-        for row, (sequence, profile) in enumerate(
-            zip(spanner.row_sequence.tolist(), spanner.row_profile.tolist(), strict=True)
-        ):
-            self.rows[sequence].append((row, profile))
 
     def run(self) -> Precheck:
         tops = self.table.tops
@@ -92,14 +83,14 @@ class _Check:
         while queue:
             sequence, stack = queue.pop()
             verdicts: dict[int, int] = {}
-            for row, profile in self.rows[sequence]:
+            for row, profile in self.spanner.rows_of[sequence]:
                 if profile not in verdicts:
                     verdicts[profile] = self._profile(stack, self.spanner.profiles[profile])
                 if verdicts[profile] == TAKEN:
                     accepted[row] = True
                 elif verdicts[profile] == OPEN:
                     unsure.append(row)
-            for child in self.children[sequence]:
+            for child in self.spanner.children[sequence]:
                 verdict, after = self._shift(stack, self.spanner.terminals[child])
                 if self.spanner.terminals[child] == self.grammar.language.gap:
                     verdict = REFUSED if stack == [0] else TAKEN
@@ -112,8 +103,8 @@ class _Check:
         queue = [sequence]
         while queue:
             at = queue.pop()
-            unsure.extend(row for row, _ in self.rows[at])
-            queue.extend(self.children[at])
+            unsure.extend(row for row, _ in self.spanner.rows_of[at])
+            queue.extend(self.spanner.children[at])
 
     def _profile(self, stack: list[int], profile: Profile) -> int:
         best = REFUSED

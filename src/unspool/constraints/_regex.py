@@ -23,9 +23,9 @@ from unspool.constraints._schema.expressions import (
     repeat,
     sequence,
 )
+from unspool.constraints._schema.patterns import CONTROLS, MOST_REPEATS
+from unspool.constraints._text_reader import TextReader
 
-_CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "a": 7, "0": 0}
-_MOST_REPEATS = 20_000
 _DEEPEST = 200
 _FOLDED = 0x1E944
 """No character from here on has another case."""
@@ -93,34 +93,20 @@ def read_regex(pattern: str, where: str = "the regular expression", lazy: bool =
     return found
 
 
-class _Reader:
+class _Reader(TextReader):
     """A recursive descent over one expression."""
 
+    ends_early = "the expression ends too early"
+
     def __init__(self, text: str, where: str, lazy: bool) -> None:
-        self.text = text
+        super().__init__(text)
         self.where = where
         self.lazy = lazy
-        self.place = 0
         self.flags: frozenset[str] = frozenset()
         self.ended = False
 
     def wrong(self, what: str) -> GrammarError:
         return GrammarError(what, f"{self.where}, character {self.place + 1} of /{self.text[:80]}/")
-
-    def peek(self, text: str) -> bool:
-        return self.text.startswith(text, self.place)
-
-    def take(self, text: str) -> bool:
-        if self.peek(text):
-            self.place += len(text)
-            return True
-        return False
-
-    def next(self) -> str:
-        if self.place >= len(self.text):
-            raise self.wrong("the expression ends too early")
-        self.place += 1
-        return self.text[self.place - 1]
 
     def alternatives(self, first: bool, depth: int) -> Expression:
         if depth > _DEEPEST:
@@ -188,8 +174,8 @@ class _Reader:
                 )
             if self.take("+"):
                 raise self.wrong("a possessive quantifier, which is not supported; write it without the second +")
-            if max(low, high or 0) > _MOST_REPEATS:
-                raise self.wrong(f"more than {_MOST_REPEATS} repeats")
+            if max(low, high or 0) > MOST_REPEATS:
+                raise self.wrong(f"more than {MOST_REPEATS} repeats")
             node = repeat(node, low, high)
         return node
 
@@ -283,9 +269,9 @@ class _Reader:
             if not re.fullmatch("[0-9a-fA-F]{1,8}", digits) or int(digits, 16) > sys.maxunicode:
                 raise self.wrong(f"{digits!r} is no number of a character")
             return int(digits, 16)
-        if c.isalnum() and c not in _CONTROLS:
+        if c.isalnum() and c not in CONTROLS:
             raise self.wrong(f"\\{c} has no meaning here")
-        return _CONTROLS.get(c, ord(c))
+        return CONTROLS.get(c, ord(c))
 
     def bracket(self) -> Ranges:
         negative = self.take("^")

@@ -5,7 +5,9 @@ Symbols are integers: ``t >= 0`` is a terminal, ``~n`` (negative) the nontermina
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from unspool.constraints._grammar import GrammarError
 from unspool.constraints._schema.expressions import Expression
@@ -165,3 +167,24 @@ def without_empty(rules: Rules) -> tuple[Rules, bool]:
         except GrammarError:
             return replace(bare, productions=()), True
     return trimmed(bare), False
+
+
+S = TypeVar("S", int, frozenset[tuple[int, int]])
+
+
+def spread(sets: Sequence[S], sources: Sequence[Iterable[int]]) -> list[S]:
+    """Let every set (the bits of a number, or a frozenset) take in those of its sources, until nothing changes."""
+    found = list(sets)
+    readers: list[list[int]] = [[] for _ in sets]
+    for index, each in enumerate(sources):
+        for source in each:
+            readers[source].append(index)
+    queue = list(range(len(sets)))
+    while queue:
+        source = queue.pop()
+        for reader in readers[source]:
+            joined = found[reader] | found[source]
+            if joined != found[reader]:
+                found[reader] = joined
+                queue.append(reader)
+    return found

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,23 @@ class Spanner:
     first: NDArray[np.int64]
     tokens: Integers
     rows: Integers
+
+    @cached_property
+    def children(self) -> list[list[int]]:
+        """The sequences that are one terminal longer than each."""
+        found: list[list[int]] = [[] for _ in self.parents]
+        for sequence in range(1, len(self.parents)):
+            found[self.parents[sequence]].append(sequence)
+        return found
+
+    @cached_property
+    def rows_of(self) -> list[list[tuple[int, int]]]:
+        """The rows of every sequence, each with its profile."""
+        found: list[list[tuple[int, int]]] = [[] for _ in self.parents]
+        pairs = zip(self.row_sequence.tolist(), self.row_profile.tolist(), strict=True)
+        for row, (sequence, profile) in enumerate(pairs):
+            found[sequence].append((row, profile))
+        return found
 
     def entries(self, state: int) -> tuple[Integers, Integers]:
         """Tokens and rows of a lexer state."""

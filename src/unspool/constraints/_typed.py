@@ -16,7 +16,7 @@ import pydantic
 from pydantic.errors import PydanticUserError
 
 from unspool.constraints._grammar import Grammar, GrammarError
-from unspool.constraints._schema.writing import LAYOUTS, OPTIONS, Layout
+from unspool.constraints._layout import LAYOUTS, OPTIONS, Layout
 
 
 @dataclass(frozen=True)

@@ -129,23 +129,8 @@ class ToolDec(MatcherConstraint):
 
     # -- what the loop asks: a call that is only guessed is not made -------------------------------------------------
 
-    def forced(self, branch: Branch, tokens: list[int]) -> list[int]:
-        if self.settings.jump == "off":
-            return []
-        committed = tokens == branch.tokens
-        text = tokens
-        found: list[int] = []
-        while len(text) - branch.prompt_length < branch.limit:
-            if found and not committed and self._awaits(branch, text):
-                break
-            token = self._next(branch, text)
-            if token is None:
-                break
-            found.append(token)
-            if token in branch.stops:
-                break
-            text = [*text, token]
-        return found
+    def _may_run_on(self, branch: Branch, tokens: list[int], text: list[int]) -> bool:
+        return tokens == branch.tokens or not self._awaits(branch, text)
 
     def prune(self, branch: Branch, draft: Draft) -> Draft:
         tree, kept, behind = draft.tree, [], set()

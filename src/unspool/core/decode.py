@@ -425,10 +425,7 @@ class _Loop:
 
     def room(self, branch: Branch) -> int:
         """How deep a draft can be of use: the token after it must still fit."""
-        left = self.stop.max_new_tokens - (len(branch.tokens) - branch.prompt_length) - 1
-        if self.model.context_length is not None:
-            left = min(left, self.model.context_length - len(branch.tokens) - 1)
-        return max(left, 0)
+        return max(branch.limit - (len(branch.tokens) - branch.prompt_length) - 1, 0)
 
     def settle(
         self, branch: Branch, draft: Draft, tree: TokenTree, offset: int, scores: Scores, step: int, streaming: bool

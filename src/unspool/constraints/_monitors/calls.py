@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unspool.constraints._monitors.base import Answer, Cursor, Monitor, Names, Question, Trigger
+from unspool.constraints._monitors.base import Answer, Cursor, Names, Question, Trigger
 from unspool.constraints._monitors.lexical import LEXICONS, Lexicon, Scan
 from unspool.constraints._monitors.names import NameTable
-from unspool.constraints._monitors.python import Python
+from unspool.constraints._monitors.python import PythonMonitor
 from unspool.constraints._vocabulary import Vocabulary
 
 _KEYWORDS = frozenset(keyword.kwlist) - {"None", "True", "False"} | {"match", "case"}
@@ -276,14 +276,10 @@ def _marked(vocabulary: Vocabulary) -> list[tuple[int, bytes]]:
     ]
 
 
-class PythonCalls(Monitor):
+class PythonCalls(PythonMonitor):
     """Calls have the arguments that the function takes."""
 
     slug = "calls"
-    languages = frozenset({"python"})
-
-    def __init__(self, python: Python) -> None:
-        self._python = python
 
     def pre(self, cursor: Cursor) -> Trigger | None:
         opened = cursor.scan.open

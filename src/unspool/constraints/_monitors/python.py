@@ -84,6 +84,15 @@ class Python:
             return (name, list(dict.fromkeys(found))) if found else None
 
 
+class PythonMonitor(Monitor):
+    """Base of monitors that ask jedi."""
+
+    languages = frozenset({"python"})
+
+    def __init__(self, python: Python) -> None:
+        self._python = python
+
+
 class PythonAttributes(Attributes):
     """The names behind a dot are those that the type in front of it has."""
 
@@ -110,14 +119,10 @@ _AWAITED = re.compile(
 """A space and a name have to follow, and the next token may bring both."""
 
 
-class PythonImports(Monitor):
+class PythonImports(PythonMonitor):
     """Modules that are imported exist, and so do the names that are imported from them."""
 
     slug = "imports"
-    languages = frozenset({"python"})
-
-    def __init__(self, python: Python) -> None:
-        self._python = python
 
     def pre(self, cursor: Cursor) -> Trigger | None:
         if not cursor.scan.in_code:
@@ -147,14 +152,10 @@ _CASE = re.compile(r"\s*case\s+(?:[\w.]+\s*\|\s*)*([\w.]*)")
 _CASE_AWAITED = re.compile(r"\s*case|\s*case\s+(?:[\w.]+\s*\|\s*)*[\w.]+\s*\|")
 
 
-class PythonEnumMembers(Monitor):
+class PythonEnumMembers(PythonMonitor):
     """Of a ``match`` on a value of an enum, every ``case`` is a member that was not named yet, or ``_``."""
 
     slug = "enum-members"
-    languages = frozenset({"python"})
-
-    def __init__(self, python: Python) -> None:
-        self._python = python
 
     def pre(self, cursor: Cursor) -> Trigger | None:
         if not cursor.scan.in_code:

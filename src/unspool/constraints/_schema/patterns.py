@@ -25,12 +25,13 @@ from unspool.constraints._schema.expressions import (
     repeat,
     sequence,
 )
+from unspool.constraints._text_reader import TextReader
 
 DIGITS: Ranges = ((0x30, 0x39),)
 WORDS: Ranges = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
 _CLASSES = {"d": DIGITS, "w": WORDS, "s": SPACES}
-_CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0, "a": 7}
-_MOST_REPEATS = 20_000
+CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0, "a": 7}
+MOST_REPEATS = 20_000
 
 
 class Unreadable(ValueError):
@@ -125,12 +126,10 @@ def _consumes(node: _Node) -> bool | None:
     return found[0] if len(set(found)) == 1 else None
 
 
-class _Reader:
+class _Reader(TextReader):
     """A recursive descent over one pattern."""
 
-    def __init__(self, pattern: str) -> None:
-        self.text = pattern
-        self.place = 0
+    ends_early = "it ends too early"
 
     def read(self) -> _Node:
         try:
@@ -143,21 +142,6 @@ class _Reader:
 
     def wrong(self, what: str) -> Unreadable:
         return Unreadable(f"{what} at character {self.place + 1} of {self.text!r}")
-
-    def peek(self, text: str) -> bool:
-        return self.text.startswith(text, self.place)
-
-    def take(self, text: str) -> bool:
-        if self.peek(text):
-            self.place += len(text)
-            return True
-        return False
-
-    def next(self) -> str:
-        if self.place >= len(self.text):
-            raise self.wrong("it ends too early")
-        self.place += 1
-        return self.text[self.place - 1]
 
     def alternatives(self) -> _Node:
         found = [self.run()]
@@ -185,8 +169,8 @@ class _Reader:
             else:
                 break
             self.take("?") or self.take("+")  # lazy and possessive find the same strings as far as sets go
-            if max(low, high or 0) > _MOST_REPEATS:
-                raise self.wrong(f"more than {_MOST_REPEATS} repeats")
+            if max(low, high or 0) > MOST_REPEATS:
+                raise self.wrong(f"more than {MOST_REPEATS} repeats")
             node = _Node("rep", (node,), low=low, high=high)
         return node
 
@@ -276,7 +260,7 @@ class _Reader:
             return value
         if c == "c":
             return ord(self.next()) % 32
-        return _CONTROLS.get(c, ord(c))
+        return CONTROLS.get(c, ord(c))
 
     def bracket(self) -> Ranges:
         negative = self.take("^")

@@ -13,9 +13,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 from unspool.constraints._grammar import GrammarError
+from unspool.constraints._layout import LAYOUTS, OPTIONS, Layout
 from unspool.constraints._schema.algebra import COMBINED, Logic, conj, key, negation
 from unspool.constraints._schema.cells import EVERYTHING, Arrays, Cell, Fixed, Keys, Numbers, Objects, Strings
 from unspool.constraints._schema.expressions import EVERY, Expression, TooComplex, either, literal, pattern_of, repeat
@@ -25,10 +26,6 @@ from unspool.constraints._schema.patterns import Unreadable, found_in, is_simple
 
 MOST_CASES = 400
 MOST_PLACES = 16
-OPTIONS = "x-guidance"
-"""Where a schema says how its texts are laid out (white space), for engines that can choose."""
-
-Layout = Literal["any", "fixed"]
 
 
 @dataclass(frozen=True)
@@ -99,12 +96,6 @@ def _prepared(text: str, layout: Layout | None) -> Prepared:
         elif isinstance(own, dict):
             written[OPTIONS] = own
     return Prepared(json.dumps(written, ensure_ascii=False), tuple(dict.fromkeys(writer.narrowed)))
-
-
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "any": {"whitespace_flexible": True},
-    "fixed": {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False},
-}
 
 
 class _Writer:
