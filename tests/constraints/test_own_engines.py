@@ -154,9 +154,50 @@ def test_places_are_functions_of_the_text(slug: str) -> None:
         ("start: A\nA: /(?=a)a/", "no set of strings"),
         ("start: A\nA: /a{1,20}/ B\nB: /[a-z]{15000}/", "states"),
         ("start: " + " ".join(f'["{letter}"]' for letter in "abcdefghijklmnop"), "unfolds into 65536 alternatives"),
+        ("start: A0\n" + "\n".join(f"A{i}: A{i + 1} A{i + 1}" for i in range(30)) + '\nA30: "a"', "characters"),
+        ('start: x~100000\nx: "a"', "repeated 100000 times"),
+        ("%import .secret.KEY\nstart: KEY", "only lark's own libraries"),
+        ("start: a\n", "not defined|defined nowhere"),
     ],
 )
 def test_what_cannot_be_used_is_said(slug: str, text: str, message: str) -> None:
     words = Vocabulary([None, *(bytes([byte]) for byte in range(256))], frozenset({STOP}))
     with pytest.raises(GrammarError, match=message):
         ENGINES[slug](words, Grammar.lark(text))  # type: ignore[arg-type]
+
+
+def test_gbnf_is_refused_with_what_takes_it() -> None:
+    with pytest.raises(GrammarError, match="llguidance and xgrammar"):
+        GreatGrammaGrammar(letters(0), Grammar.gbnf('root ::= "a"'))
+
+
+@pytest.mark.parametrize("slug", ENGINES)
+def test_keywords_go_before_patterns_and_priorities_before_both(slug: str) -> None:
+    words = Vocabulary([None, *(bytes([byte]) for byte in range(128))], frozenset({STOP}))
+
+    def takes(grammar: str, text: bytes) -> bool:
+        matcher = ENGINES[slug](words, Grammar.lark(grammar)).matcher()  # type: ignore[arg-type]
+        return all(matcher.consume(byte + 1) for byte in text) and matcher.accepting
+
+    keyword = 'start: "let" NAME "=" NAME\nNAME: /[a-z]+/\n%ignore " "\n'
+    assert takes(keyword, b"let lets = lett")
+    assert not takes(keyword, b"let let = x")
+    assert takes(keyword.replace("NAME:", "NAME.2:").replace('"let" NAME', "NAME NAME"), b"let let = x")
+
+
+@pytest.mark.parametrize("slug", ENGINES)
+def test_bytes_that_no_token_writes_are_no_way_out(slug: str) -> None:
+    """Without a token for 'c' the alternative that needs it does not exist."""
+    words = Vocabulary([None, b"a", b"b"], frozenset({STOP}))
+    matcher = ENGINES[slug](words, Grammar.lark('start: "a" "c" | "b"')).matcher()  # type: ignore[arg-type]
+    assert matcher.mask().tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("slug", ENGINES)
+def test_long_completions_are_not_written_out(slug: str) -> None:
+    """The shortest text of this grammar has 2 to the power of 24 letters."""
+    grammar = "start: a0\n" + "\n".join(f"a{i}: a{i + 1} a{i + 1}" for i in range(24)) + '\na24: "a"\n'
+    matcher = ENGINES[slug](letters(0), Grammar.lark(grammar)).matcher()  # type: ignore[arg-type]
+    assert matcher.shortest_end() is None
+    assert matcher.mask()[1:4].tolist() == [True, False, False]
+    assert matcher.forced() == b"a" * 512
