@@ -230,7 +230,8 @@ def agreement(options: argparse.Namespace) -> list[dict[str, Any]]:
     asked: dict[str, list[tuple[str, str]]] = {}
     for name in options.agreement.split(","):
         suite = suites.get(name.strip())
-        items = spread(suite.load(options.data), options.items)
+        packaged = suite.name.startswith("builtin-")
+        items = spread(suite.load(None if packaged else options.data), options.items)
         pairs = [(item.turns[0], suite.reference(item)) for item in items]
         asked[suite.name] = [
             (prompt, answer[len(prompt) :] if answer.startswith(prompt) else "\n" + answer)

@@ -44,6 +44,8 @@ _HORIZON = 128
 """Tokens before the maximum from which on a text that is to be closed is watched."""
 _MARGIN = 4
 """Tokens that a completion has to spare when it is begun."""
+_GROWTH = 8
+"""Tokens by which a completion grows with every token at most, as far as closing a text reckons with."""
 _AHEAD = 16
 """Nodes of a draft whose masks are computed while the model runs."""
 _FEW = 48
@@ -69,7 +71,7 @@ class GrammarSettings:
 class _Place:
     """What is known about one place of a text."""
 
-    __slots__ = ("children", "forced", "known", "mask", "plan")
+    __slots__ = ("children", "due", "forced", "known", "mask", "plan")
 
     def __init__(self) -> None:
         self.children: dict[int, _Place] = {}
@@ -77,12 +79,14 @@ class _Place:
         self.known = False
         self.forced: int | None = None
         self.plan: list[int] | None = None
+        # Of the tokens that are left, as many as are to be left when a completion is looked for again.
+        self.due = _HORIZON
 
 
 class _Track(Portable):
     """A branch's matcher, the tokens that it has taken in, and the places on its way.
 
-    ``places[i]`` is after ``i`` tokens. Of places in the committed text only a plan is kept.
+    ``places[i]`` is after ``i`` tokens. Of places in the committed text only what concerns its end is kept.
     """
 
     def __init__(self, matcher: Matcher, fed: list[int]) -> None:
@@ -96,7 +100,7 @@ class _Track(Portable):
         self.join()
         twin = _Track(self.matcher.fork(), list(self.fed))
         for mine, theirs in zip(twin.places, self.places, strict=True):
-            mine.plan = theirs.plan
+            mine.plan, mine.due = theirs.plan, theirs.due
         return twin
 
     def join(self) -> None:
@@ -339,16 +343,18 @@ class MatcherConstraint(Constraint):
     def _plan(self, track: _Track, branch: Branch, tokens: list[int]) -> list[int] | None:
         """The rest of the text, if it is being closed; ``None`` while the model writes."""
         left = branch.limit - (len(tokens) - branch.prompt_length)
-        if left > _HORIZON:
-            return None
         place = track.places[-1]
-        above = track.places[-2].plan if len(track.places) > 1 else None
-        if above and above[0] == track.fed[-1]:
-            place.plan = above[1:]
-        elif place.plan is None:
+        above = track.places[-2] if len(track.places) > 1 else None
+        if above and above.plan and above.plan[0] == track.fed[-1]:
+            place.plan = above.plan[1:]
+        elif place.plan is None and left <= min(place.due, due := above.due if above else _HORIZON):
             end = self._ending(track.matcher, branch)
-            if end is not None and len(end) <= left <= len(end) + _MARGIN:
+            spare = left - len(end) if end is not None else _GROWTH
+            if end is not None and 0 <= spare <= _MARGIN:
                 place.plan = end
+            place.due = left - max(1, (spare - _MARGIN) // (1 + _GROWTH))
+        elif above:
+            place.due = min(place.due, above.due)
         return place.plan
 
     def _closable(self, track: _Track, branch: Branch, tokens: list[int], mask: Tensor) -> Tensor:

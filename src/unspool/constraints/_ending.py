@@ -2,29 +2,50 @@
 
 At every place the byte is taken that most often leads out (a closing bracket or quote, a digit, a letter, and opening
 brackets last); where bytes are forced they are taken at once. The completion is short, not always the shortest.
+
+Bytes are tried one after the other: a matcher says in a microsecond or two whether one may follow, and the first few
+often may, while a mask judges the whole vocabulary.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from unspool.constraints._matcher import Matcher
 from unspool.constraints._vocabulary import Vocabulary
 
-_ORDER = b"\"'}])>;,0123456789.eE-+/\n abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_=:|&*^%$#@!?~`<({[\\\t\r"
-_RANK = np.full(256, 200, dtype=np.int64)
-_RANK[np.frombuffer(_ORDER, dtype=np.uint8)] = np.arange(len(_ORDER))
+_ORDER = b"\"'}]):>;,0123456789.eE-+/ \nabcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_=|&*^%$#@!?~`<({[\\\t\r"
+_LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"
+_GROUPS = b":;", b"}])>", b"0123456789", b"=<!", b"'", b'"', _LETTERS, b" \n", b",."
+_ROUND = 32
+"""Equal bytes in a row that are taken for going round in a circle."""
 
 
-def _single_bytes(vocabulary: Vocabulary) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Tokens of one byte, the ranks of these bytes, and the length of every token (a large number if it has none)."""
-    made = vocabulary.forms.get("ending")
+class _Way(NamedTuple):
+    """In which order bytes are tried.
+
+    Args:
+        groups: tokens of one byte, best first.
+        turning: whether a group comes last once one of it was taken, so that it is not gone round in a circle for long.
+    """
+
+    groups: list[list[int]]
+    turning: bool
+
+
+def _ways(vocabulary: Vocabulary) -> list[_Way]:
+    """As most texts end; with single quotes before double ones; one of each kind of bytes after the other."""
+    made: list[_Way] | None = vocabulary.forms.get("ending")
     if made is None:
-        tokens = np.array([t for string, t in vocabulary.by_bytes.items() if len(string) == 1], dtype=np.int64)
-        rank = np.array([_RANK[vocabulary.tokens[t][0]] for t in tokens], dtype=np.int64)
-        length = np.array([len(string) if string else 1 << 30 for string in vocabulary.tokens], dtype=np.int64)
-        made = vocabulary.forms["ending"] = (tokens, rank, length)
+        single = {string[0]: token for string, token in vocabulary.by_bytes.items() if len(string) == 1}
+        order = [*_ORDER, *sorted(set(single) - set(_ORDER))]
+        swapped = [order[1], order[0], *order[2:]]
+        grouped = {byte for group in _GROUPS for byte in group}
+        kinds = [*map(list, _GROUPS), [byte for byte in order if byte not in grouped]]
+        made = vocabulary.forms["ending"] = [
+            _Way([[single[byte] for byte in group if byte in single] for group in groups], turning)
+            for groups, turning in (([order], False), ([swapped], False), (kinds, True))
+        ]
     return made
 
 
@@ -33,50 +54,50 @@ def short_end(matcher: Matcher, longest: int = 512) -> bytes | None:
 
     The matcher is moved on the way, and moved back.
     """
-    for fresh in (False, True):
-        found = _walk(matcher, longest, fresh)
-        if found is not None:
-            return found
-    return None
+    found = (_walk(matcher, longest, way) for way in _ways(matcher.vocabulary))
+    return next((text for text in found if text is not None), None)
 
 
-def _walk(matcher: Matcher, longest: int, fresh: bool) -> bytes | None:
-    """One way out; with ``fresh`` bytes that were taken before come later, so that it cannot go round in a circle."""
+def _walk(matcher: Matcher, longest: int, way: _Way) -> bytes | None:
     vocabulary = matcher.vocabulary
-    singles, ranks, lengths = _single_bytes(vocabulary)
-    taken = np.zeros(len(singles), dtype=np.int64)
+    groups = list(way.groups)
     text = b""
     moved = 0
     try:
-        while len(text) < longest:
-            begun: bool = matcher.accepting
-            if begun:
-                return text
-            for token in vocabulary.spell(matcher.forced()[:longest]):
-                if not matcher.consume(token):
-                    break
-                moved += 1
-                text += vocabulary.tokens[token] or b""
-            ended: bool = matcher.accepting  # the tokens above may have changed it
-            if ended:
-                return text
-            mask = matcher.mask().numpy()
-            open_bytes = mask[singles]
-            if open_bytes.any():
-                cost = np.where(open_bytes, ranks + (256 * taken if fresh else 0), 1 << 30)
-                place = int(cost.argmin())
-                taken[place] += 1
-                token = int(singles[place])
-            elif mask.any():
-                token = int(np.where(mask, lengths, 1 << 31).argmin())
-                if vocabulary.tokens[token] is None:
-                    return None
-            else:
+        while not _ended(matcher) and len(text) < longest:
+            taken = _forced(matcher)
+            if not taken:
+                place, token = next(
+                    ((i, token) for i, group in enumerate(groups) for token in group if matcher.consume(token)),
+                    (-1, -1),
+                )
+                if place < 0:
+                    # No single byte is a token here; the shortest token that is.
+                    mask = matcher.mask().nonzero().flatten().tolist()
+                    token = min(mask, key=lambda each: len(vocabulary.tokens[each] or b"") or 1 << 30, default=-1)
+                    if token < 0 or vocabulary.tokens[token] is None or not matcher.consume(token):
+                        return None
+                elif way.turning:
+                    groups.append(groups.pop(place))
+                taken = [token]
+            moved += len(taken)
+            text += vocabulary.bytes_of(taken)
+            if len(text) >= _ROUND and text.count(text[-1:], len(text) - _ROUND) == _ROUND:
                 return None
-            if not matcher.consume(token):
-                return None
-            moved += 1
-            text += vocabulary.tokens[token] or b""
-        return None
+        return text if _ended(matcher) else None
     finally:
         matcher.rollback(moved)
+
+
+def _ended(matcher: Matcher) -> bool:
+    return matcher.accepting
+
+
+def _forced(matcher: Matcher) -> list[int]:
+    """Take the text that must follow; the tokens that were taken."""
+    taken: list[int] = []
+    for token in matcher.vocabulary.spell(matcher.forced()):
+        if not matcher.consume(token):
+            break
+        taken.append(token)
+    return taken
