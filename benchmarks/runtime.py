@@ -101,6 +101,14 @@ def passes(options: argparse.Namespace) -> dict[str, Any]:
         sides[name] = Ours(load_model(options.model, dtype=dtype, backend="native", progress=False), tokens)
     if options.transformers:
         sides["transformers float32"] = Ours(load_model(options.model, progress=False), tokens)
+    if options.compiled:
+        model = load_model(options.model, progress=False)
+        for layer in model.layers:
+            # Attention writes to a cache that a compiled graph would have to be made anew for, layer by layer.
+            for name, part in layer.named_children():
+                if "attn" not in name:
+                    part.compile(dynamic=True)
+        sides["transformers, compiled"] = Ours(model, tokens)
     if source.gguf is not None and find_spec("llama_cpp"):
         sides[PEER] = LlamaCpp(source.gguf, tokens, options.threads)
     actions: dict[tuple[str, str], Callable[[], None]] = {}
@@ -386,6 +394,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtypes", nargs="+", default=["auto"], help="of the native side: auto, int8, float32, ...")
     parser.add_argument("--transformers", action="store_true", help="beside transformers in single precision, too")
+    parser.add_argument("--compiled", action="store_true", help="beside the same with norms and MLPs under torch.compile")
     parser.add_argument("--context", type=int, default=CONTEXT)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
