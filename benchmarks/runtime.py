@@ -394,7 +394,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtypes", nargs="+", default=["auto"], help="of the native side: auto, int8, float32, ...")
     parser.add_argument("--transformers", action="store_true", help="beside transformers in single precision, too")
-    parser.add_argument("--compiled", action="store_true", help="beside the same with norms and MLPs under torch.compile")
+    parser.add_argument("--compiled", action="store_true", help="beside it with norms and MLPs compiled")
     parser.add_argument("--context", type=int, default=CONTEXT)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)

@@ -125,6 +125,23 @@ def test_compositions_are_kept(engine: Engine) -> None:
     assert not (fresh.adjacency.matrix >= 0).any()
 
 
+def test_compositions_are_kept_in_number(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unspool.engine.KEPT", 3)
+    first = engine.compose("plain", user="0")
+    for user in ("1", "2", "3"):
+        engine.compose("plain", user="0")
+        last = engine.compose("plain", user=user)
+    assert len(engine._compositions) == 3
+    assert engine.compose("plain", user="0") is first, "what was asked for again stays"
+    assert engine.compose("plain", user="3") is last
+    before = engine.compose("plain", user="2")
+    engine.compose("plain", user="4")
+    engine.compose("plain", user="5")
+    assert len(engine._compositions) == 3
+    assert engine.compose("plain", user="2") is before
+    assert engine.compose("plain", user="0") is not first
+
+
 def test_samplers_of_methods(engine: Engine) -> None:
     made = engine.compose("auto+momentum-decoding", alpha=0.5)
     assert made.sampler.settings.alpha == 0.5

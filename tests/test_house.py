@@ -17,8 +17,17 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Rooms by floor: a room may import floors below its own. On the ground floors and among the methods no room imports a
 # neighbour; the top floor is where everything comes together. A module that lies in no room (`unspool.api`) is a roof
 # over the methods that the top floor stands on; so is training, which uses methods and is used by experiments.
-TOP, ROOF, METHODS, MODELS, CORE = 4, 3, 2, 1, 0
-FLOORS = {"core": CORE, "models": MODELS, "cli": TOP, "serving": TOP, "evaluation": TOP, "training": ROOF}
+TOP, ROOF, METHODS, NETWORKS, MODELS, CORE = 5, 4, 3, 2, 1, 0
+FLOORS = {
+    "core": CORE,
+    "models": MODELS,
+    "circuits": MODELS,
+    "architectures": NETWORKS,
+    "training": ROOF,
+    "cli": TOP,
+    "serving": TOP,
+    "evaluation": TOP,
+}
 ROOMS = sorted(path.name for path in SOURCE.iterdir() if path.is_dir() and any(path.rglob("*.py")))
 
 

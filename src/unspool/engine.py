@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +16,14 @@ from unspool.core.errors import InvalidInput
 from unspool.core.events import Event, Finished, Stepped
 from unspool.core.model import LanguageModel
 from unspool.core.registry import registry
-from unspool.core.sockets import Constraint, Part
+from unspool.core.sockets import Constraint, Part, Reading
 from unspool.core.statistics import Statistics
 from unspool.models.load import load_model, wrap
 from unspool.sampling.standard import SamplingSettings, StandardSampler
 
 DEFAULT_METHOD = "auto"
+KEPT = 128
+"""Compositions that an engine keeps: a server meets a new grammar, setting or user with every other request."""
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -37,6 +40,8 @@ class Output:
         statistics: counts and times.
         prompt_tokens: what the model read.
         complete: whether a constraint calls the text complete; ``None`` without one, or if it cannot tell.
+        log_probs: of every token under the model's own distribution, in nats; ``None`` unless a method reads them.
+        reading: what a reader (``method="pac-code-sets"``, say) makes of the output; ``None`` without one.
     """
 
     text: str
@@ -45,6 +50,8 @@ class Output:
     statistics: Statistics
     prompt_tokens: list[int] = field(repr=False, default_factory=list)
     complete: bool | None = None
+    log_probs: list[float] | None = field(repr=False, default=None)
+    reading: Reading | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -53,7 +60,8 @@ class Output:
 class Engine:
     """A model, and the ways of decoding it.
 
-    Compositions are kept: what a drafter has learned from one request helps the next. :meth:`forget` drops it.
+    Compositions are kept, the last ``KEPT`` that were asked for: what a drafter has learned from one request helps the
+    next. :meth:`forget` drops it.
 
     Args:
         model: a backend, or any model of transformers.
@@ -64,7 +72,7 @@ class Engine:
     def __init__(self, model: Any, tokenizer: Any = None, *, loaded: tuple[str, str] | None = None) -> None:
         self.model: LanguageModel = model if isinstance(model, LanguageModel) else wrap(model, tokenizer)
         self._loaded = loaded
-        self._compositions: dict[Any, Composition] = {}
+        self._compositions: OrderedDict[Any, Composition] = OrderedDict()
         self._others: dict[str, LanguageModel] = {}
 
     @property
@@ -108,9 +116,16 @@ class Engine:
                 finished[event.index] = event
         outputs = [
             Output(
-                texts[i], list(finished[i].tokens), finished[i].reason, statistics[i], encoded[i], finished[i].complete
+                texts[i],
+                list(end.tokens),
+                end.reason,
+                statistics[i],
+                encoded[i],
+                end.complete,
+                None if end.log_probs is None else list(end.log_probs),
+                end.reading,
             )
-            for i in range(len(encoded))
+            for i, end in sorted(finished.items())
         ]
         return outputs if batch else outputs[0]
 
@@ -225,7 +240,7 @@ class Engine:
         user: str | None = None,
         **more: Any,
     ) -> Composition:
-        """The composition for a method, settings and user; the same one when asked again.
+        """The composition for a method, settings and user; the same one when asked again soon.
 
         A grammar is the business of the grammar engine among the methods, or of the default one.
 
@@ -268,13 +283,15 @@ class Engine:
             draft if isinstance(draft, str) else id(draft),
             user,
         )
-        if key not in self._compositions:
+        made = self._compositions.pop(key, None)
+        if made is None:
             sampler = StandardSampler(make_settings(SamplingSettings, sampling, "sampling"))
             models = {} if draft is None else {"draft": self._other(draft) if isinstance(draft, str) else draft}
-            self._compositions[key] = compose(
-                self.model, methods, settings=chosen, sampler=sampler, models=models, load=self._other
-            )
-        return self._compositions[key]
+            made = compose(self.model, methods, settings=chosen, sampler=sampler, models=models, load=self._other)
+        self._compositions[key] = made
+        while len(self._compositions) > KEPT:
+            self._compositions.popitem(last=False)
+        return made
 
     def forget(self, user: str | None = None) -> None:
         """Drop what the methods have learned from earlier requests: of one user, or of everybody."""

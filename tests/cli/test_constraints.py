@@ -8,6 +8,12 @@ from typing import Any
 import jsonschema
 import pytest
 
+import unspool.constraints
+from unspool.cli import _constraints
+from unspool.constraints import DEFAULT_ENGINE
+from unspool.core.cards import Kind, setting_fields
+from unspool.core.registry import registry
+
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -69,7 +75,21 @@ def test_regex_and_choices(answer: Any, tmp_path: Path) -> None:
     assert answer("hi", "--choices", tmp_path / "c.txt")["text"] in ("one thing", "another, thing")
 
 
-@pytest.mark.parametrize("language", ["json", "arithmetic", "sql", "python"])
+def test_engines_and_languages_are_those_of_the_room() -> None:
+    settings = {"jump", "close", "grammar"}
+    steered = {"itergen"}  # masks by an engine
+    found = {
+        method.card.slug
+        for method in registry
+        if method.card.kind is Kind.CONSTRAINT and settings <= {field.name for field in setting_fields(method.settings)}
+    }
+    assert set(_constraints.ENGINES) == found - steered
+    assert _constraints.DEFAULT_ENGINE == DEFAULT_ENGINE
+    folder = Path(unspool.constraints.__file__).parent / "languages"
+    assert set(_constraints.LANGUAGES) == {path.stem for path in folder.glob("*.lark")}
+
+
+@pytest.mark.parametrize("language", _constraints.LANGUAGES)
 def test_languages(answer: Any, language: str) -> None:
     data = answer("hi", "--language", language, "-n", 40)
     assert data["complete"] is True

@@ -2,39 +2,28 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.constraints.scripted import STOP, ScriptedModel, texts_written, writing, written
+from tests.constraints.scripted import ScriptedModel, texts_written, written
+from tests.constraints.watched import LONGER, allows, model, ok, python
 
 from unspool.constraints._monitors.background import Analyst
 from unspool.constraints._monitors.base import Answer, Cursor, Monitor, Names, Question, Trigger
 from unspool.constraints._monitors.lexical import LEXICONS, Scan
 from unspool.constraints._monitors.names import NameTable
-from unspool.constraints._monitors.servers import ServerAttributes, installed
 from unspool.constraints._vocabulary import Vocabulary
 from unspool.constraints.monitor_guided_decoding import MonitorGuidedDecoding, MonitorSettings
 from unspool.core.branch import Branch
 from unspool.core.compose import compose
-from unspool.core.decode import Greedy
-from unspool.core.errors import Incompatible, InvalidInput
-from unspool.core.sockets import Budget, Draft, Drafter, Setup
+from unspool.core.errors import InvalidInput
+from unspool.core.sockets import Budget, Draft, Drafter
 from unspool.core.tree import TokenTree
 
 jedi = pytest.importorskip("jedi")
-
-LONGER = [b"name", b"ap", b"app", b"append", b"append(", b" os", b" sys", b".join", b"==", b"))", b"\n    ", b", "]
-
-
-def model(*texts: str, longer: list[bytes] = LONGER) -> ScriptedModel:
-    return ScriptedModel(writing(*texts), longer)
-
 
 # -- the lexical state ------------------------------------------------------------------------------------------------
 
@@ -226,36 +215,6 @@ def test_speculation_and_batches_change_nothing() -> None:
 
 
 # -- Python -----------------------------------------------------------------------------------------------------------
-
-
-def allows(part: MonitorGuidedDecoding, lm: ScriptedModel, text: str) -> dict[bytes, bool] | None:
-    """What is allowed behind a text, by the bytes of the tokens."""
-    tokens = lm.tokenizer.encode(text)
-    branch = Branch(0, 0, list(tokens), lm.new_cache(), 0, lm.device, [])
-    mask = part.allowed(branch, tokens)
-    if mask is None:
-        return None
-    found = {string: bool(ok) for string, ok in zip(lm.tokenizer.token_bytes, mask, strict=True) if string is not None}
-    return found | {b"<stop>": bool(mask[STOP])}
-
-
-def python(*monitors: str, tmp_path: Path, longer: list[bytes] | None = None, **more: Any) -> tuple[Any, ScriptedModel]:
-    lm = model("", longer=LONGER if longer is None else longer)
-    part = MonitorGuidedDecoding(MonitorSettings(monitors=monitors, project=str(tmp_path), **more))
-    part.bind(Setup(lm, Greedy()))
-    return part, lm
-
-
-def ok(part: Any, lm: ScriptedModel, text: str, then: str) -> bool:
-    """Whether ``then`` may follow, token by token."""
-    tokens = lm.tokenizer.encode(text)
-    branch = Branch(0, 0, list(tokens), lm.new_cache(), 0, lm.device, [])
-    for token in lm.tokenizer.encode(then):
-        mask = part.allowed(branch, tokens)
-        if mask is not None and not mask[token]:
-            return False
-        tokens = [*tokens, token]
-    return True
 
 
 def test_attributes_of_a_project(tmp_path: Path) -> None:
@@ -463,97 +422,3 @@ def test_wrong_settings(tmp_path: Path) -> None:
         compose(lm, "monitor-guided-decoding", settings={"project": str(tmp_path / "nowhere")})
     with pytest.raises(InvalidInput, match="no monitor 'calls' for java"):
         compose(lm, "monitor-guided-decoding", settings={"monitors": "calls", "language": "java"})
-
-
-def test_a_server_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Incompatible, match="no language server for java is installed: jdtls"):
-        compose(model(""), "monitor-guided-decoding", settings={"language": "java"})
-    stand_in = tmp_path / "rust-analyzer"
-    stand_in.write_text("#!/bin/sh\necho 'not in this toolchain' >&2\nexit 1\n")
-    stand_in.chmod(0o755)
-    with pytest.raises(Incompatible, match="does not start: not in this toolchain"):
-        installed("rust")
-
-
-# -- language servers -------------------------------------------------------------------------------------------------
-
-
-class FakeServer:
-    """Speaks the part of ``multilspy.SyncLanguageServer`` that is used; offers what a file declares as ``has x``."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.buffers: dict[str, str] = {}
-        self.seen: list[str] = []
-
-    @contextmanager
-    def open_file(self, path: str) -> Iterator[None]:
-        self.buffers[path] = (self.root / path).read_text()
-        yield
-        assert self.buffers.pop(path) == (self.root / path).read_text(), "the insertion was not undone"
-
-    def get_open_file_text(self, path: str) -> str:
-        return self.buffers[path]
-
-    def _offset(self, path: str, line: int, column: int) -> int:
-        lines = self.buffers[path].split("\n")
-        assert column <= len(lines[line])
-        return sum(len(row) + 1 for row in lines[:line]) + column
-
-    def insert_text_at_position(self, path: str, line: int, column: int, text: str) -> None:
-        at = self._offset(path, line, column)
-        self.buffers[path] = self.buffers[path][:at] + text + self.buffers[path][at:]
-
-    def delete_text_between_positions(self, path: str, start: Any, end: Any) -> str:
-        first, last = (self._offset(path, at["line"], at["character"]) for at in (start, end))
-        text = self.buffers[path]
-        self.buffers[path] = text[:first] + text[last:]
-        return text[first:last]
-
-    def request_completions(self, path: str, line: int, column: int, allow_incomplete: bool = False) -> Any:
-        text = self.buffers[path]
-        self.seen.append(text)
-        assert text[: self._offset(path, line, column)].endswith((".", "::"))
-        names = re.findall(r"has (\w+)", text)
-        # Only where brackets are balanced the server understands all of it.
-        if text.count("(") != text.count(")"):
-            names = names[:1]
-        return [{"completionText": f"{name}(int x) : String", "kind": 2} for name in names] + [
-            {"completionText": "return", "kind": 14}
-        ]
-
-
-def test_a_language_server(tmp_path: Path) -> None:
-    (tmp_path / "A.java").write_text("class A {}\n")
-    server = FakeServer(tmp_path)
-    monitor = ServerAttributes("java", server, str(tmp_path), "A.java")
-    part = MonitorGuidedDecoding(MonitorSettings(language="java", after="\n}\n"), monitors=[monitor])
-    lm = model("", longer=[])
-    part.bind(Setup(lm, Greedy()))
-    text = "// has getName has size$\nclass A { void f() { x(this."
-    assert ok(part, lm, text, "getName()")
-    assert ok(part, lm, text, "size$;") is False, "the declaration names 'size'"
-    assert ok(part, lm, text, "size()")
-    assert not ok(part, lm, text, "return")
-    assert not ok(part, lm, text, "length")
-    assert len(server.seen) == 2
-    assert server.seen[0] == text + "\n}\n"
-    assert server.seen[1] == text + ")}}\n}\n"
-
-
-def test_rust_paths_trigger_too(tmp_path: Path) -> None:
-    (tmp_path / "a.rs").write_text("")
-    part = MonitorGuidedDecoding(
-        MonitorSettings(language="rust"),
-        monitors=[ServerAttributes("rust", FakeServer(tmp_path), str(tmp_path), "a.rs")],
-    )
-    lm = model("", longer=[])
-    part.bind(Setup(lm, Greedy()))
-    assert ok(part, lm, "// has new\nlet v: Vec<'a> = Vec::", "new()")
-    assert not ok(part, lm, "// has new\nlet v = Vec::", "old()")
-
-
-def test_a_server_needs_a_file_of_the_repository(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"path='B.java' has to name one"):
-        ServerAttributes("java", FakeServer(tmp_path), str(tmp_path), "B.java")

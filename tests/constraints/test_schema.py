@@ -17,9 +17,10 @@ from llguidance import LLMatcher, LLTokenizer
 
 from unspool.constraints import GrammarError
 from unspool.constraints._schema import prepare
-from unspool.constraints._schema.expressions import NOTHING, classes, derivative, literal, pattern_of
+from unspool.constraints._schema.expressions import NOTHING, classes, derivative, literal
 from unspool.constraints._schema.formats import FORMATS
 from unspool.constraints._schema.patterns import Unreadable, found_in
+from unspool.constraints._schema.spelling import pattern_of
 
 TOKENIZER = LLTokenizer("byte")
 

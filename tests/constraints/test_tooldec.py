@@ -15,7 +15,7 @@ from tests.constraints.scripted import STOP, ScriptedModel
 
 from unspool.constraints import GrammarError
 from unspool.constraints._arguments import integers_between
-from unspool.constraints._schema.expressions import pattern_of
+from unspool.constraints._schema.spelling import pattern_of
 from unspool.constraints._tools import Tool, openapi_tools, read_tools
 from unspool.constraints._vocabulary import Vocabulary
 from unspool.constraints.tooldec import ToolDec

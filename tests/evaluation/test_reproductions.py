@@ -365,6 +365,11 @@ SMALL: dict[str, dict[str, object]] = {
         "control": 1,
         "ablation": True,
     },
+    "greatgramma": {"texts": 1, "places": 1, "sample": 2000, "generations": 2, "new_tokens": 12},
+    "pre3-dpda": {"strings": 100, "documents": 3, "checked": 10, "batch": 8, "rounds": 1, "new_tokens": 4},
+    "tooldec": {"requests": 2, "new_tokens": 24, "batch": 2, "names": True, "retries": 1},
+    "xgrammar": {"documents": 2, "walked": 4, "generations": 2, "new_tokens": 16, "rounds": 1, "timed": 6},
+    "pac-code-sets": {"questions": 160, "splits": 10, "programmes": 5},
     "momentum-decoding": {
         "prompts": 3,
         "new_tokens": 12,

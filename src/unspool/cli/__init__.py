@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from unspool import __version__
-from unspool.cli import bench, chat, compare, demo, generate, methods, pull, reproduce, sandbox, train
+from unspool.cli import bench, calibrate, chat, compare, demo, generate, methods, pull, reproduce, sandbox, train
 from unspool.cli import eval as evaluate
 from unspool.cli._group import Commands
 
@@ -53,7 +53,7 @@ def unspool(
     """
 
 
-for _command in (generate, chat, methods, evaluate, bench, compare, pull, train, reproduce, sandbox, demo):
+for _command in (generate, chat, methods, evaluate, bench, compare, pull, train, calibrate, reproduce, sandbox, demo):
     _command.add_to(app)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unspool.cli import _declared
 from unspool.core.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -19,16 +20,13 @@ if TYPE_CHECKING:
     from unspool.core.sockets import Constraint
 
 PANEL = "What the text has to be"
-ENGINES = ("llguidance", "xgrammar", "greatgramma", "pre3-dpda")
-_LANGUAGES = Path(__file__).parents[1] / "constraints" / "languages"
-
-
-def languages() -> list[str]:
-    return sorted(path.stem for path in _LANGUAGES.glob("*.lark"))
+ENGINES: tuple[str, ...] = _declared.constant("constraints/_grammar.py", "EngineName")
+DEFAULT_ENGINE: str = _declared.constant("constraints/_grammar.py", "DEFAULT_ENGINE")
+LANGUAGES: tuple[str, ...] = _declared.constant("constraints/_languages.py", "LANGUAGES")
 
 
 def complete_language(incomplete: str) -> list[str]:
-    return [name for name in languages() if name.startswith(incomplete)]
+    return [name for name in LANGUAGES if name.startswith(incomplete)]
 
 
 def complete_engine(incomplete: str) -> list[str]:
@@ -72,7 +70,7 @@ Language = Annotated[
     str | None,
     typer.Option(
         "--language",
-        help=f"A text of a language: {', '.join(languages())}.",
+        help=f"A text of a language: {', '.join(LANGUAGES)}.",
         autocompletion=complete_language,
         rich_help_panel=PANEL,
     ),
@@ -81,7 +79,7 @@ EngineOption = Annotated[
     str | None,
     typer.Option(
         "--engine",
-        help=f"The grammar engine: {', '.join(ENGINES)}. \\[default: {ENGINES[0]}]",
+        help=f"The grammar engine: {', '.join(ENGINES)}. \\[default: {DEFAULT_ENGINE}]",
         autocompletion=complete_engine,
         rich_help_panel=PANEL,
     ),
@@ -191,7 +189,7 @@ def asked(
     made = make()
     if tools is not None:
         return made
-    slug = engine or ENGINES[0]
+    slug = engine or DEFAULT_ENGINE
     settings = {f"{slug}.close": True} if close else {}
     return Asked(f"{method}+{slug}", {**made.options, "settings": settings}, made.notes, made.is_json)
 

@@ -48,10 +48,18 @@ def settings(module: str, name: str) -> tuple[Declared, ...]:
 
 
 def constant(module: str, name: str) -> Any:
-    """The value of a constant of a module."""
+    """The value of a constant of a module; of a ``Literal`` a tuple of what it allows."""
     for line in _parsed(module).body:
-        if isinstance(line, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in line.targets):
-            return ast.literal_eval(line.value)
+        targets = (
+            line.targets if isinstance(line, ast.Assign) else [line.target] if isinstance(line, ast.AnnAssign) else []
+        )
+        if not any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            continue
+        assert isinstance(line, ast.Assign | ast.AnnAssign)
+        assert line.value is not None
+        if isinstance(line.value, ast.Subscript) and ast.unparse(line.value.value) == "Literal":
+            return ast.literal_eval(line.value.slice)
+        return ast.literal_eval(line.value)
     raise LookupError(f"{module} has no constant {name}")
 
 

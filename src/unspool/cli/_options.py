@@ -164,6 +164,14 @@ def parse_settings(pairs: list[str] | None) -> dict[str, str]:
     return values
 
 
+def _circuit(file: Path) -> str:
+    """A binary AIGER file as the text that stands for it."""
+    from unspool.circuits import read_file
+    from unspool.circuits.reading import written
+
+    return written(read_file(file).circuit, "aag").decode("ascii")
+
+
 def read_prompt(prompt: str | None, file: Path | None) -> str:
     """The prompt from the argument, a file, or standard input; one line end at the end of the latter two is dropped.
 
@@ -180,7 +188,9 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
             raise InvalidInput(f"standard input is not text: {error.reason} at byte {error.start}") from error
     elif prompt is not None:
         parts.append(prompt)
-    if file is not None:
+    if file is not None and file.suffix == ".aig":
+        parts.append(_circuit(file))
+    elif file is not None:
         try:
             parts.append(file.read_text(encoding="utf-8").removesuffix("\n"))
         except OSError as error:

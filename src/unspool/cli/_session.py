@@ -15,6 +15,7 @@ from unspool.core.errors import InvalidInput
 if TYPE_CHECKING:
     from unspool.core.compose import Composition
     from unspool.core.events import Event
+    from unspool.core.sockets import Reading
     from unspool.core.statistics import Statistics
     from unspool.engine import Engine
 
@@ -97,6 +98,8 @@ class Run:
     finish_reason: str
     statistics: Statistics
     complete: bool | None = None
+    log_probs: list[float] | None = None
+    reading: Reading | None = None
 
     @property
     def interrupted(self) -> bool:
@@ -120,7 +123,7 @@ def run(
     statistics = Statistics()
     tokens: list[int] = []
     pieces: list[str] = []
-    reason, complete = "interrupted", None
+    reason, complete, last = "interrupted", None, None
     began = time.perf_counter()
     try:
         for event in engine.events([prompt], method, **options):
@@ -132,12 +135,14 @@ def run(
                     tokens.extend(event.tokens)
             elif isinstance(event, Finished):
                 pieces.append(event.text)
-                tokens, reason, complete = list(event.tokens), event.reason, event.complete
+                tokens, reason, complete, last = list(event.tokens), event.reason, event.complete, event
             watch(event, elapsed)
     except KeyboardInterrupt:
         if reason == "interrupted":
             statistics.update(Finished(0, reason, tuple(tokens)), time.perf_counter() - began)
-    return Run("".join(pieces), tokens, reason, statistics, complete)
+    log_probs = None if last is None or last.log_probs is None else list(last.log_probs)
+    reading = None if last is None else last.reading
+    return Run("".join(pieces), tokens, reason, statistics, complete, log_probs, reading)
 
 
 @contextlib.contextmanager

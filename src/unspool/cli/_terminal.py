@@ -34,9 +34,14 @@ def harmless(text: str) -> str:
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def shown(text: str) -> str:
+    """A model's text as it goes to standard output: to a terminal without control characters, else as it is."""
+    return harmless(text) if sys.stdout.isatty() else text
+
+
 def stream(text: str) -> None:
-    """Write a piece of a model's text at once; to a terminal without control characters, to a file or pipe as it is."""
-    sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
+    """Write a piece of a model's text at once; see :func:`shown`."""
+    sys.stdout.write(shown(text))
     sys.stdout.flush()
 
 

@@ -34,6 +34,8 @@ The text goes to standard output as it comes; one line of statistics follows on 
   unspool generate "Is water wet?" --choices yes,no,maybe
 
   unspool generate "What is 3 plus 4?" --tools tools.py:add,multiply
+
+  unspool generate "Reverse a list in Python." --method pac-code-sets --set tau=0.8
 """
 
 
@@ -179,9 +181,18 @@ def generate(
             "seed": seed,
             **asked.described(result.text, result.complete),
         }
+        if composition.constraint is not None:
+            answer.setdefault("complete", result.complete)
+        if result.log_probs is not None:
+            answer["log_probs"] = result.log_probs
+        if result.reading is not None:
+            answer["reading"] = dict(result.reading.data)
         typer.echo(json.dumps(answer))
-    elif not result.text.endswith("\n"):
-        typer.echo()
+    else:
+        if not result.text.endswith("\n"):
+            typer.echo()
+        if result.reading is not None:
+            typer.echo("\n" + _terminal.shown(result.reading.text))
     if not quiet and not as_json:
         line = result.statistics.line() + (" · interrupted" if result.interrupted else "")
         line += " · not complete" if result.complete is False else ""

@@ -65,6 +65,7 @@ class Conditions:
         self.tops: dict[int, Top] = {}
         self.of_state = [np.unique(spanner.entries(state)[1]) for state in range(len(grammar.scanner.delta))]
         self._here: dict[tuple[int, int], tuple[Integers, Integers, Integers]] = {}
+        self._by_length: dict[tuple[int, int], list[tuple[int, dict[Stack, Integers]]]] = {}
         if len(parser.table.tops) * len(spanner.parents) <= MOST_AHEAD:
             for top in parser.table.tops:
                 self.top(top)
@@ -87,6 +88,39 @@ class Conditions:
             unsettled = np.intersect1d(here.unsettled, self.of_state[state], assume_unique=True)
             found = self._here[state, top] = (pops[:, :width].copy(), here.rows[kept], unsettled)
         return found
+
+    def verdict(self, state: int, stack: Sequence[int]) -> NDArray[np.bool_]:
+        """``[R]`` the rows that one text takes; without those that have to be run.
+
+        The same as :meth:`verdicts` for one text. What the stack begins with is looked up, once for every length that
+        a condition has.
+
+        Args:
+            state: of the lexer.
+            stack: parser states from the top down, at least as many as a condition asks about, or all.
+        """
+        key = (state, stack[0])
+        lengths = self._by_length.get(key)
+        if lengths is None:
+            lengths = self._by_length[key] = self._sorted(*self.of(*key)[:2])
+        found = self.top(stack[0]).accepted.copy()
+        for length, rows_of in lengths:
+            rows = rows_of.get(tuple(stack[:length]))
+            if rows is not None:
+                found[rows] = True
+        return found
+
+    @staticmethod
+    def _sorted(pops: Integers, rows: Integers) -> list[tuple[int, dict[Stack, Integers]]]:
+        """Rows by the length of what they ask for, and by that."""
+        found: dict[int, dict[Stack, list[int]]] = {}
+        for pop, row in zip(pops.tolist(), rows.tolist(), strict=True):
+            asked = tuple(pop[: pop.index(ANY)] if ANY in pop else pop)
+            found.setdefault(len(asked), {}).setdefault(asked, []).append(row)
+        return [
+            (length, {asked: np.array(each, dtype=np.int32) for asked, each in of.items()})
+            for length, of in sorted(found.items())
+        ]
 
     def verdicts(self, places: Sequence[tuple[int, Sequence[int]]]) -> NDArray[np.bool_]:
         """``[B, R]`` the rows that texts take, all compared in one operation; without those that have to be run.

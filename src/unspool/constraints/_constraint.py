@@ -347,7 +347,7 @@ class MatcherConstraint(Constraint):
         above = track.places[-2] if len(track.places) > 1 else None
         if above and above.plan and above.plan[0] == track.fed[-1]:
             place.plan = above.plan[1:]
-        elif place.plan is None and left <= min(place.due, due := above.due if above else _HORIZON):
+        elif place.plan is None and left <= min(place.due, above.due if above else _HORIZON):
             end = self._ending(track.matcher, branch)
             spare = left - len(end) if end is not None else _GROWTH
             if end is not None and 0 <= spare <= _MARGIN:

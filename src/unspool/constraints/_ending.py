@@ -26,7 +26,8 @@ class _Way(NamedTuple):
 
     Args:
         groups: tokens of one byte, best first.
-        turning: whether a group comes last once one of it was taken, so that it is not gone round in a circle for long.
+        turning: whether a group comes last once one of it was taken, and this one last of it, so that it is not gone
+            round in a circle for long.
     """
 
     groups: list[list[int]]
@@ -78,7 +79,8 @@ def _walk(matcher: Matcher, longest: int, way: _Way) -> bytes | None:
                     if token < 0 or vocabulary.tokens[token] is None or not matcher.consume(token):
                         return None
                 elif way.turning:
-                    groups.append(groups.pop(place))
+                    group = groups.pop(place)
+                    groups.append([each for each in group if each != token] + [token])
                 taken = [token]
             moved += len(taken)
             text += vocabulary.bytes_of(taken)

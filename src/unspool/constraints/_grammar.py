@@ -12,10 +12,12 @@ from unspool.core.errors import DeadEnd, GrammarError
 if TYPE_CHECKING:
     from unspool.core.sockets import Part
 
-__all__ = ["DEFAULT_ENGINE", "DeadEnd", "Grammar", "GrammarError", "Kind"]
+__all__ = ["DEFAULT_ENGINE", "DeadEnd", "EngineName", "Grammar", "GrammarError", "Kind"]
 
 Kind = Literal["json-schema", "lark", "gbnf", "regex", "choices"]
-DEFAULT_ENGINE = "llguidance"
+EngineName = Literal["llguidance", "xgrammar", "greatgramma", "pre3-dpda"]
+"""The grammar engines. The command line reads the list here."""
+DEFAULT_ENGINE: EngineName = "llguidance"
 """The engine for a grammar that comes without one."""
 KINDS: tuple[str, ...] = get_args(Kind)
 

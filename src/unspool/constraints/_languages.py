@@ -8,8 +8,12 @@ from functools import cache
 from importlib.resources import files
 
 from unspool.constraints._grammar import Grammar, GrammarError
-from unspool.constraints._schema.expressions import Expression, pattern_of
+from unspool.constraints._schema.expressions import Expression
 from unspool.constraints._schema.patterns import found_in
+from unspool.constraints._schema.spelling import pattern_of
+
+LANGUAGES = ("arithmetic", "json", "python", "sql")
+"""Their names. The command line reads the list here."""
 
 _DEPTH = 6
 """Levels of indentation in Python."""
@@ -25,11 +29,6 @@ AUTOINCREMENT IF
 """Words that are no names, written in capitals or not."""
 
 
-def languages() -> list[str]:
-    """Their names."""
-    return sorted(path.name.removesuffix(".lark") for path in _folder().iterdir() if path.name.endswith(".lark"))
-
-
 @cache
 def language(name: str) -> Grammar:
     """The grammar of a language.
@@ -37,9 +36,8 @@ def language(name: str) -> Grammar:
     Raises:
         GrammarError: if there is none of that name.
     """
-    known = languages()
-    if name not in known:
-        raise GrammarError(f"there is no grammar of the language {name!r}; there are {', '.join(known)}")
+    if name not in LANGUAGES:
+        raise GrammarError(f"there is no grammar of the language {name!r}; there are {', '.join(LANGUAGES)}")
     text = (_folder() / f"{name}.lark").read_text(encoding="utf-8")
     if name == "python":
         words = [*keyword.kwlist, "match", "case", "type", "__debug__"]

@@ -1,8 +1,8 @@
 """Monitor-guided decoding: static analysis of the repository, while the code is being written.
 
 A monitor waits for places where the analysis knows what may come: behind the dot of an attribute, in an import, between
-the brackets of a call, behind ``case``. There it asks, once, and until the text has moved past the answer it masks the
-tokens that contradict it. Several monitors watch one text, and their masks are joined with *and*.
+the brackets of a call, behind a class, behind ``case``. There it asks, once, and until the text has moved past the
+answer it masks the tokens that contradict it. Several monitors watch one text, and their masks are joined with *and*.
 
 Agrawal, Kanade, Goyal, Lahiri and Rajamani, Monitor-Guided Decoding of Code LMs with Static Analysis of Repository
 Context, NeurIPS 2023 (arXiv 2306.10763), section 3. The mask of an answer ``R``: a token may come if it is a beginning
@@ -23,14 +23,18 @@ and a name, ``merged=split`` forbids them where an attribute may come, so that t
 asks the analysis at every end of an expression instead, and ``allow`` lets them pass. If monitors contradict one
 another at a place, none of them masks there (counted too).
 
-Python is read by jedi. Java, Rust and C# are read through language servers, where one is installed; those know
-``attributes`` only.
+The monitors of Python, read by jedi: ``attributes`` that exist, ``imports`` that exist, ``calls`` with arguments that
+the function takes, ``instances`` (no abstract class and no protocol is constructed, arguments are the constructor's,
+and only exceptions are raised or caught), ``enum-members`` in ``match``, and ``typestate``: methods in the order that
+the protocol of an object asks for, a declared automaton (``protocols``: of files, sockets, sqlite3, locks and threads,
+or from a TOML file, see ``_monitors/protocols.toml``). Java, Rust and C# are read through language servers, where one
+is installed: ``attributes``, what may follow ``new`` (``instances``; Java, C#), and ``enum-members`` of Java.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -44,6 +48,7 @@ from unspool.constraints._monitors.background import Analyst
 from unspool.constraints._monitors.base import Cursor, Monitor, Names, Question, Trigger
 from unspool.constraints._monitors.lexical import LEXICONS, Scan
 from unspool.constraints._monitors.names import NameTable
+from unspool.constraints._monitors.protocols import PACKAGED, chosen
 from unspool.constraints._vocabulary import Vocabulary
 from unspool.core.branch import Branch, Portable
 from unspool.core.cards import Card, Kind, settings
@@ -51,7 +56,13 @@ from unspool.core.errors import Incompatible, InvalidInput
 from unspool.core.registry import register
 from unspool.core.sockets import Constraint, Draft, Setup
 
-OF_PYTHON = ("attributes", "imports", "calls", "enum-members")
+OF_PYTHON = ("attributes", "imports", "calls", "instances", "enum-members", "typestate")
+OF_SERVERS = {
+    "python": ("attributes",),
+    "java": ("attributes", "instances", "enum-members"),
+    "rust": ("attributes",),
+    "csharp": ("attributes", "instances"),
+}
 
 
 @settings
@@ -72,6 +83,9 @@ class MonitorSettings:
     merged: Annotated[
         Literal["split", "check", "allow"], Field(description="tokens that hold a dot and the name behind it")
     ] = "split"
+    protocols: Annotated[
+        tuple[str, ...], Field(description=f"that typestate keeps: {', '.join(PACKAGED)}, or files that end in .toml")
+    ] = PACKAGED
     limit: Annotated[float, Field(gt=0, description="seconds that an analysis may keep decoding waiting")] = 10.0
     server: Annotated[str | None, Field(description="path of the language server, if it is not on PATH")] = None
 
@@ -168,43 +182,62 @@ class MonitorGuidedDecoding(Constraint):
             self._monitors = tuple(self._build())
 
     def _build(self) -> list[Monitor]:
-        chosen = self.settings
-        known = OF_PYTHON if chosen.language == "python" and chosen.server is None else ("attributes",)
-        if unknown := [name for name in chosen.monitors if name not in known]:
+        asked = self.settings
+        own = asked.language == "python" and asked.server is None
+        known = OF_PYTHON if own else OF_SERVERS[asked.language]
+        if unknown := [name for name in asked.monitors if name not in known]:
             raise InvalidInput(
-                f"there is no monitor {unknown[0]!r} for {chosen.language}; there are: {', '.join(known)}"
+                f"there is no monitor {unknown[0]!r} for {asked.language}; there are: {', '.join(known)}"
             )
-        project = Path(chosen.project or ".").resolve()
+        project = Path(asked.project or ".").resolve()
         if not project.is_dir():
-            raise InvalidInput(f"project={chosen.project!r} is no folder")
-        merged = self._holds_names and chosen.merged != "allow"
-        if chosen.language != "python" or chosen.server is not None:
-            from unspool.constraints._monitors import servers
+            raise InvalidInput(f"project={asked.project!r} is no folder")
+        merged = self._holds_names and asked.merged != "allow"
+        made = self._of_python(project, merged) if own else self._of_servers(project, merged)
+        return [monitor for name in dict.fromkeys(asked.monitors) for monitor in made[name]()]
 
-            server = servers.start(chosen.language, str(project), chosen.server, chosen.limit)
-            return [servers.ServerAttributes(chosen.language, server, str(project), chosen.path, merged)]
+    def _of_servers(self, project: Path, merged: bool) -> dict[str, Callable[[], list[Monitor]]]:
+        from unspool.constraints._monitors import servers
+
+        asked = self.settings
+        server = servers.start(asked.language, str(project), asked.server, asked.limit)
+        offers = servers.Offers(server, str(project), asked.path)
+        return {
+            "attributes": lambda: [servers.ServerAttributes(asked.language, offers, merged)],
+            "instances": lambda: [servers.ServerInstances(offers)],
+            "enum-members": lambda: [servers.ServerEnumMembers(offers)],
+        }
+
+    def _of_python(self, project: Path, merged: bool) -> dict[str, Callable[[], list[Monitor]]]:
         try:
             from unspool.constraints._monitors.calls import PythonCalls
+            from unspool.constraints._monitors.instances import (
+                PythonConstructible,
+                PythonConstructors,
+                PythonExceptions,
+            )
             from unspool.constraints._monitors.python import (
                 Python,
                 PythonAttributes,
                 PythonEnumMembers,
                 PythonImports,
             )
+            from unspool.constraints._monitors.typestate import PythonTypestate
 
-            python = Python(chosen.path, str(project))
+            python = Python(self.settings.path, str(project))
         except ImportError as error:
             raise Incompatible(
                 f"monitor-guided-decoding reads Python with jedi, which is not installed ({error}): pip install "
                 "'unspool[monitors]'"
             ) from error
-        made: dict[str, Any] = {
-            "attributes": lambda: PythonAttributes(python, merged),
-            "imports": lambda: PythonImports(python),
-            "calls": lambda: PythonCalls(python),
-            "enum-members": lambda: PythonEnumMembers(python),
+        return {
+            "attributes": lambda: [PythonAttributes(python, merged)],
+            "imports": lambda: [PythonImports(python)],
+            "calls": lambda: [PythonCalls(python)],
+            "instances": lambda: [PythonConstructible(python), PythonExceptions(python), PythonConstructors(python)],
+            "enum-members": lambda: [PythonEnumMembers(python)],
+            "typestate": lambda: [PythonTypestate(python, chosen(self.settings.protocols), merged)],
         }
-        return [made[name]() for name in dict.fromkeys(chosen.monitors)]
 
     # -- decoding -------------------------------------------------------------------------------------------------
 

@@ -71,7 +71,7 @@ class Pre3Grammar(ScannedGrammar):
     def compute(self, state: int, frame: Frame) -> tuple[NDArray[np.bool_], int]:
         pops, _, unsettled = self.conditions.of(state, frame.state)
         width = pops.shape[1]
-        verdict = self.conditions.verdicts([(state, frame.states(max(width, 1)))])[0]
+        verdict = self.conditions.verdict(state, frame.states(max(width, 1)))
         depth = max(1, width)
         if len(unsettled):
             parser = self.parser.probe(frame.depth)

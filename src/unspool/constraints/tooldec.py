@@ -23,7 +23,9 @@ from pydantic import Field
 
 from unspool.constraints._constraint import MatcherConstraint, _FromStart
 from unspool.constraints._matcher import CompiledGrammar
-from unspool.constraints._tool_machine import Called, Style, ToolMachine, ToolMatcher
+from unspool.constraints._tool_calls import Called, Style
+from unspool.constraints._tool_machine import ToolMachine
+from unspool.constraints._tool_matcher import ToolMatcher
 from unspool.constraints._tools import Tool, read_tools, tools_of
 from unspool.constraints._vocabulary import Vocabulary
 from unspool.core.branch import Branch

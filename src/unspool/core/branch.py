@@ -38,6 +38,8 @@ class Branch:
         ahead: the tree that a sampler asked to see before it chooses, or ``None``.
         log_z: for every generated token, the log of the mass that the sampler's truncation or temperature kept
             (``sum_t log Z_t`` is the local normalisation); ``None`` where the sampler does not tell.
+        log_probs: for every generated token its log-probability under the model's own distribution, in nats; empty
+            unless a part reads them. The last ones are ``None`` while they are pending and were not asked for.
         memo: notes of the methods, by method; dropped when the branch is forked or rewound, unless :class:`Portable`.
         limit: generated tokens at most, a stop token included.
         stops: tokens that end the text.
@@ -51,6 +53,7 @@ class Branch:
         "finished",
         "index",
         "limit",
+        "log_probs",
         "log_z",
         "memo",
         "number",
@@ -81,6 +84,7 @@ class Branch:
         self.carry: Tensor | None = None
         self.ahead: TokenTree | None = None
         self.log_z: list[float | None] = []
+        self.log_probs: list[float | None] = []
         self.memo: dict[Any, Any] = {}
         self.finished: str | None = None
         self.limit = sys.maxsize
@@ -121,6 +125,7 @@ class Branch:
         twin.prompt_length = self.prompt_length
         twin.carry, twin.ahead = self.carry, self.ahead
         twin.log_z = list(self.log_z)
+        twin.log_probs = list(self.log_probs)
         twin.finished = self.finished
         twin.limit, twin.stops = self.limit, self.stops
         twin.memo = {part: note.fork() for part, note in self.memo.items() if isinstance(note, Portable)}
@@ -131,6 +136,7 @@ class Branch:
         length = self.prompt_length + generated
         del self.tokens[length:]
         del self.log_z[generated:]
+        del self.log_probs[generated:]
         # The last token must be scored again: its logits are what the next choice is made from.
         self.cache.rewind(min(self.cache.length, length - 1))
         self.carry = self.ahead = self.finished = None

@@ -28,6 +28,7 @@ class Kind(StrEnum):
     CONSTRAINT = "constraint"
     CACHE_POLICY = "cache policy"
     SEARCH = "search"
+    READER = "reader"
     SCHEDULE = "schedule"
 
 

@@ -22,6 +22,7 @@ from unspool.core.sockets import (
     Drafter,
     Part,
     Proposal,
+    Reader,
     Sampler,
     Search,
     Setup,
@@ -36,6 +37,7 @@ _SOCKETS: dict[type, str] = {
     Constraint: "constraint",
     CachePolicy: "cache_policy",
     Search: "search",
+    Reader: "reader",
 }
 
 
@@ -58,6 +60,7 @@ class Composition:
     constraint: Constraint | None = None
     cache_policy: CachePolicy | None = None
     search: Search | None = None
+    reader: Reader | None = None
 
     @property
     def parts(self) -> list[Part]:

@@ -13,6 +13,7 @@ import torch
 from unspool.core.branch import Branch
 from unspool.core.errors import InvalidInput
 from unspool.core.events import Event, Finished, Prefilled, Probe, Scored, Started, Stepped
+from unspool.core.log_probs import log_prob, note_pending, unnoted
 from unspool.core.model import Capability, LanguageModel
 from unspool.core.scores import LOGITS, Request, Scores
 from unspool.core.sockets import (
@@ -24,18 +25,21 @@ from unspool.core.sockets import (
     Draft,
     Drafter,
     Ended,
+    FinishedText,
     LookAhead,
     Move,
     Node,
     Observation,
     Part,
+    Reader,
+    Reading,
     Sampler,
     Search,
     Verifier,
     Walk,
     match_target,
 )
-from unspool.core.text import TextStream
+from unspool.core.text import TextStream, spelled
 from unspool.core.tree import ROOT, TokenTree
 
 _GROWTH = 16
@@ -88,6 +92,7 @@ def decode(
     constraint: Constraint | None = None,
     cache_policy: CachePolicy | None = None,
     search: Search | None = None,
+    reader: Reader | None = None,
     stop: Stop | None = None,
     seed: int = 0,
     chunk: int = 256,
@@ -115,7 +120,7 @@ def decode(
         raise InvalidInput(f"chunk is {chunk}; it must be at least 1")
     stop = stop or Stop()
     sampler = sampler or Greedy()
-    filled = (drafter, controller, verifier, sampler, constraint, cache_policy, search)
+    filled = (drafter, controller, verifier, sampler, constraint, cache_policy, search, reader)
     # One part may fill two sockets.
     parts: list[Part] = list(dict.fromkeys(part for part in filled if part is not None))
     # Branches of such a search are compared token by token: what is forced is committed one token a step.
@@ -171,11 +176,12 @@ def decode(
                 if moves is not None:
                     groups[index] = loop.move(group, moves, everything)
                 elif all(branch.finished is not None for branch in group):
-                    winner = group[search.select(group) if search is not None else 0]
-                    assert winner.finished is not None
-                    text = loop.last_text(winner, streaming=search is None)
-                    complete = loop.complete(winner)
-                    yield Finished(index, winner.finished, tuple(winner.generated), text, winner.number, complete)
+                    chosen = search.select(group) if search is not None else 0
+                    yield from loop.catch_up(group)
+                    said = reader.read([loop.output(branch) for branch in group], chosen) if reader else None
+                    if said is not None and said.choice is not None:
+                        chosen = said.choice
+                    yield loop.outcome(group[chosen], said, streaming=search is None)
                     for branch in group:
                         loop.release(branch)
                     del groups[index]
@@ -228,6 +234,7 @@ class _Loop:
         self.jumps = jumps
         self.want = reduce(or_, (part.want for part in parts), LOGITS)
         self.reads_prompt = any(part.observes_prompt for part in parts)
+        self.log_probs = any(part.reads_log_probs for part in parts)
         self.texts: dict[tuple[int, int], TextStream] = {}
         self.released: set[int] = set()
         self.numbers: dict[int, int] = {}
@@ -250,9 +257,64 @@ class _Loop:
             return ""
         if streaming:
             return stream.flush()
-        whole = TextStream(self.model.tokenizer, self.stop.strings)
-        text = "".join(whole.push(token) for token in branch.generated if token not in self.stop_tokens)
-        return text + whole.flush()
+        return self.spelled(branch)[0]
+
+    def spelled(self, branch: Branch) -> tuple[str, list[tuple[int, int]]]:
+        """The whole text of a branch, and the characters that each of its tokens writes."""
+        generated = branch.generated
+        if self.model.tokenizer is None:
+            return "", [(0, 0)] * len(generated)
+        return spelled(self.model.tokenizer, generated, self.stop_tokens, self.stop.strings)
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def catch_up(self, group: list[Branch]) -> Iterator[Event]:
+        """One more pass where texts end with tokens whose log-probabilities are wanted and not known: forced ones."""
+        late = [branch for branch in group if unnoted(branch)]
+        if not late:
+            return
+        began, forwards = time.perf_counter(), self.model.forwards
+        trees = [TokenTree.chain(branch.pending) for branch in late]
+        requests = [
+            Request(branch.cache, tree, rows=self.rows(branch, tree)) for branch, tree in zip(late, trees, strict=True)
+        ]
+        for branch, tree, scores in zip(late, trees, self.model.score(requests), strict=True):
+            note_pending(branch, len(tree), scores)
+        yield Prefilled(time.perf_counter() - began, self.model.forwards - forwards)
+
+    def output(self, branch: Branch) -> FinishedText:
+        """A finished branch, as a reader sees it."""
+        assert branch.finished is not None
+        text, spans = self.spelled(branch)
+        return FinishedText(
+            branch.index,
+            branch.number,
+            tuple(branch.source or branch.tokens[: branch.prompt_length]),
+            tuple(branch.generated),
+            text,
+            tuple(spans),
+            self.noted(branch) or (),
+            branch.finished,
+            self.complete(branch),
+        )
+
+    def noted(self, branch: Branch) -> tuple[float, ...] | None:
+        """The log-probabilities of all generated tokens; ``None`` if nobody reads them."""
+        return tuple(value for value in branch.log_probs if value is not None) if self.log_probs else None
+
+    def outcome(self, winner: Branch, reading: Reading | None, *, streaming: bool) -> Finished:
+        """What is told of a finished request."""
+        assert winner.finished is not None
+        return Finished(
+            winner.index,
+            winner.finished,
+            tuple(winner.generated),
+            self.last_text(winner, streaming=streaming),
+            winner.number,
+            self.complete(winner),
+            self.noted(winner),
+            reading,
+        )
 
     # -- the prompt -----------------------------------------------------------------------------------------------
 
@@ -271,9 +333,12 @@ class _Loop:
                     branch.finished = "deadline"
                 return
             trees = [TokenTree.chain(branch.pending[: min(size, len(branch.pending) - 1)]) for branch in long]
-            rows: list[int] | None = None if self.reads_prompt else []
-            requests = [Request(branch.cache, tree, rows=rows) for branch, tree in zip(long, trees, strict=True)]
+            requests = [
+                Request(branch.cache, tree, rows=self.rows(branch, tree))
+                for branch, tree in zip(long, trees, strict=True)
+            ]
             for branch, tree, scores in zip(long, trees, self.model.score(requests, self.want), strict=True):
+                note_pending(branch, len(tree), scores)
                 seen = Observation(branch, tree, len(tree), scores, Draft.empty(), [], [])
                 for part in self.parts:
                     part.observe(seen)
@@ -307,9 +372,7 @@ class _Loop:
         offsets = [len(branch.pending) for branch in live]
         trees = [draft.tree.after(branch.pending) for branch, draft in zip(live, drafts, strict=True)]
         requests = [
-            # Of the pending tokens only the last one's logits decide anything.
-            Request(branch.cache, tree, rows=None if self.reads_prompt else list(range(max(offset - 1, 0), len(tree))))
-            for branch, tree, offset in zip(live, trees, offsets, strict=True)
+            Request(branch.cache, tree, rows=self.rows(branch, tree)) for branch, tree in zip(live, trees, strict=True)
         ]
         if self.constraint is not None:
             for branch, draft in zip(live, drafts, strict=True):
@@ -341,6 +404,13 @@ class _Loop:
             self.model.kv_read - read_before,
         )
         yield from stepped
+
+    def rows(self, branch: Branch, tree: TokenTree) -> list[int] | None:
+        """The nodes whose logits are wanted: of the pending tokens the last one's decide what follows, and those before
+        a token without a log-probability tell it."""
+        if self.reads_prompt:
+            return None
+        return list(range(max(len(branch.pending) - 1 - unnoted(branch), 0), len(tree)))
 
     def layers(self, branch: Branch, draft: Draft, controller: Controller | None) -> tuple[int, ...] | None:
         """Which layers finish the pass over this branch's tree; ``None`` for all."""
@@ -454,6 +524,11 @@ class _Loop:
         seen = Observation(branch, tree, offset, scores, draft, path, tokens)
         for part in self.parts:
             part.observe(seen)
+        if self.log_probs:
+            note_pending(branch, offset, scores)
+            branch.log_probs += [
+                log_prob(walk.logits(node), token) for node, token in zip([ROOT, *path], tokens, strict=False)
+            ]
         last = path[-1] if path else ROOT
         branch.carry = None if chosen else walk.logits(last).clone()
         probed = self.probabilities(walk, path, tokens) if self.probe else None
@@ -484,6 +559,8 @@ class _Loop:
         text, tokens = self.until_stop(branch, self.constraint.forced(branch, branch.tokens), streaming)
         branch.tokens.extend(tokens)
         branch.log_z += [None] * len(tokens)
+        if self.log_probs:
+            branch.log_probs += [None] * len(tokens)
         return text, tuple(tokens)
 
     def complete(self, branch: Branch) -> bool | None:
@@ -550,11 +627,18 @@ class _Loop:
                 branch.rewind(keep)
             branch.tokens.extend(move.then)
             branch.log_z += [None] * len(move.then)
+            if self.log_probs:
+                branch.log_probs += [None] * len(move.then)
             if branch is not group[source] or keep is not None:
                 self.begin(branch)
                 if (stream := self.texts.get((branch.index, branch.number))) is not None and self.stop.strings:
                     for token in branch.generated:
                         stream.push(token)
+            if move.then and branch.finished is None:
+                if move.then[-1] in self.stop_tokens:
+                    branch.finished = "stop-token"
+                elif len(branch.generated) >= branch.limit:
+                    branch.finished = "length"
         for source, branch in enumerate(group):
             if source not in uses:
                 self.release(branch)

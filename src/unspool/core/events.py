@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from unspool.core.tree import TokenTree
+
+if TYPE_CHECKING:
+    from unspool.core.sockets import Reading
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Prefilled:
-    """Part of the prompts was read in passes that chose no token. Times in seconds."""
+    """Text was read in passes that chose no token: the prompts, or at the end what was forced. Times in seconds."""
 
     seconds: float
     forwards: int
@@ -94,6 +98,8 @@ class Finished:
         text: text that was held back until now.
         branch: which branch is the answer.
         complete: whether a constraint calls the text complete; ``None`` without a constraint, or if it cannot tell.
+        log_probs: of every token, under the model's own distribution, in nats; ``None`` unless a part reads them.
+        reading: what the reader makes of the request's texts; ``None`` without one.
     """
 
     index: int
@@ -102,6 +108,8 @@ class Finished:
     text: str = ""
     branch: int = 0
     complete: bool | None = None
+    log_probs: tuple[float, ...] | None = field(default=None, repr=False)
+    reading: Reading | None = None
 
 
 Event = Started | Prefilled | Scored | Stepped | Finished

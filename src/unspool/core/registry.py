@@ -16,7 +16,7 @@ from unspool.core.errors import UnknownMethod
 C = TypeVar("C", bound=type)
 
 # Packages and modules that hold no methods.
-_OUTSIDE = ("core", "cli", "serving", "evaluation", "training", "models", "engine")
+_OUTSIDE = ("core", "cli", "serving", "evaluation", "training", "models", "circuits", "architectures", "engine")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The sockets of the in-order loop: what a method is asked, and in which words it answers.
 
 A method subclasses one of :class:`Drafter`, :class:`Controller`, :class:`Verifier`, :class:`Sampler`,
-:class:`Constraint`, :class:`CachePolicy` or :class:`Search`, declares a :class:`~unspool.core.cards.Card` and a class
-of settings, and is done; the loop does the rest.
+:class:`Constraint`, :class:`CachePolicy`, :class:`Search` or :class:`Reader`, declares a
+:class:`~unspool.core.cards.Card` and a class of settings, and is done; the loop does the rest.
 """
 
 from __future__ import annotations
@@ -70,12 +70,14 @@ class Part:
         card, Settings: set by ``@register``.
         want: what the part reads from the target besides logits.
         observes_prompt: whether :meth:`observe` needs the logits of every position of the prompt.
+        reads_log_probs: whether the log-probability of every generated token is to be recorded in the branches.
     """
 
     card: ClassVar[Card]
     Settings: ClassVar[type] = NoSettings
     want: Want = LOGITS
     observes_prompt: bool = False
+    reads_log_probs: bool = False
 
     def __init__(self, settings: Any = None) -> None:
         self.settings: Any = type(self).Settings() if settings is None else settings
@@ -496,6 +498,11 @@ class Constraint(Part, ABC):
         """Whether the text may end after ``tokens`` (which hold no stop token); ``None`` if there is no telling."""
         return None
 
+    def reward(self, branch: Branch, tokens: list[int]) -> float | None:
+        """How good the text is that ends with ``tokens``, for searches: higher is better. ``None`` if there is no
+        telling."""
+        return None
+
     def prepare(self, branch: Branch, draft: Draft) -> None:
         """Called when a draft is about to be scored: what will be asked may be computed while the model runs."""
 
@@ -687,7 +694,8 @@ class Move:
     Args:
         source: its number.
         keep: generated tokens that it is cut to; ``None`` leaves it uncut.
-        then: tokens that are committed behind them without asking the model; they are pending.
+        then: tokens that are committed behind them without asking the model; they are pending. A text that a stop
+            token among them ends, as the last one, is finished.
     """
 
     source: int
@@ -722,3 +730,61 @@ class Search(Part, ABC):
     @abstractmethod
     def select(self, branches: Sequence[Branch]) -> int:
         """Which finished branch is the answer."""
+
+
+# -- reading ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FinishedText:
+    """A finished text, as readers see it.
+
+    Args:
+        index, branch: which request, which of its branches.
+        prompt: what the model read, an encoder's text included.
+        tokens: generated, a stop token included.
+        text: without stop tokens, and without a stop string; empty if the model has no tokenizer.
+        spans: for every token the characters ``[start, end)`` of ``text`` that it writes, ``(n, n)`` for none. Tokens
+            that write one character together have it in common.
+        log_probs: of every token, in nats, under the model's own distribution (temperature 1, nothing masked); empty
+            unless the reader :attr:`~Part.reads_log_probs`.
+        reason: why it ended; see :class:`~unspool.core.events.Finished`.
+        complete: whether a constraint calls it complete.
+    """
+
+    index: int
+    branch: int
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    log_probs: tuple[float, ...]
+    reason: str
+    complete: bool | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reader makes of the finished texts of a request.
+
+    Args:
+        text: for people.
+        data: the same for programs, as JSON can write it.
+        choice: the place, in what it was given, of the text that is the answer; ``None`` leaves it to the search.
+    """
+
+    text: str
+    data: Mapping[str, Any]
+    choice: int | None = None
+
+
+class Reader(Part, ABC):
+    """What do we make of a finished output?
+
+    It is asked once a request, when all of its branches have ended; without a search there is one. One that chooses
+    among several texts changes the output, and is not lossless; one that only says something about them is.
+    """
+
+    @abstractmethod
+    def read(self, outputs: Sequence[FinishedText], chosen: int) -> Reading:
+        """What is made of them; ``chosen`` is the place of the one that the search would answer with."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from unspool.core.model import Tokenizer
 
@@ -25,6 +25,8 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
+        # Of some tokenizers no token has a text before all are there (see `CircuitTokenizer`).
+        self._whole_only = bool(getattr(tokenizer, "whole", False))
         self._stops = tuple(stops)
         self._ids: list[int] = []
         # Decoding starts a little before the new tokens, because tokenizers treat the first token of a text specially:
@@ -48,6 +50,8 @@ class TextStream:
         if self.stopped is not None:
             return ""
         self._ids.append(token)
+        if self._whole_only:
+            return ""
         text = self._tokenizer.decode(self._ids[self._context :])
         whole = len(text.rstrip(_REPLACEMENT))
         self._waiting = self._waiting + 1 if whole < len(text) else 0
@@ -91,6 +95,44 @@ class TextStream:
         if out:
             self._text.append(out)
         return out
+
+
+def spelled(
+    tokenizer: Tokenizer, tokens: Sequence[int], left_out: Collection[int] = (), stops: Sequence[str] = ()
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text of some tokens as :class:`TextStream` releases it, and which characters of it each of them writes.
+
+    Args:
+        left_out: tokens that are no text (stop tokens).
+        stops: strings that end the text and are no part of it.
+
+    Returns:
+        The text, and for every token the characters ``[start, end)`` that it writes. Tokens that write a character
+        together all have it; what writes none, or only what is cut away, has an empty span.
+    """
+    stream = TextStream(tokenizer)
+    spans: list[tuple[int, int]] = []
+    waiting: list[int] = []
+    length = 0
+    for place, token in enumerate(tokens):
+        spans.append((length, length))
+        if token in left_out:
+            continue
+        piece = stream.push(token)
+        if not piece:
+            waiting.append(place)
+            continue
+        spans[place] = (length, length + len(piece))
+        for other in waiting:
+            spans[other] = (length, length + 1)
+        waiting.clear()
+        length += len(piece)
+    rest = stream.flush()
+    for other in waiting:
+        spans[other] = (length, length + len(rest))
+    cut = TextStream(tokenizer, stops)
+    text = "".join(cut.push(token) for token in tokens if token not in left_out) + cut.flush()
+    return text, [(min(start, len(text)), min(end, len(text))) for start, end in spans]
 
 
 def _overlap(text: str, stop: str) -> int:

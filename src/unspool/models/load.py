@@ -5,6 +5,9 @@ Transformers takes seconds to import and is only asked for by what it runs.
 
 from __future__ import annotations
 
+import importlib
+import json
+import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +15,9 @@ import torch
 
 from unspool.core.errors import Incompatible, InvalidInput, WeightsError
 from unspool.core.model import LanguageModel
+from unspool.models.artefacts import is_artefact
 from unspool.models.borrowed import read_borrowed
+from unspool.models.catalogue import CATALOGUE
 from unspool.models.hub import ModelSource, resolve
 from unspool.models.progress import console
 
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 BACKENDS = (AUTO, "native", "transformers")
 INTEGERS = ("int8", "int4")
+_ARCHITECTURES = "unspool.architectures"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -78,6 +84,8 @@ def load_model(
     if dtype not in (*DTYPES, AUTO, *INTEGERS):
         raise InvalidInput(f"dtype is {dtype!r}; it can be {', '.join((AUTO, *DTYPES, *INTEGERS))}")
     place = _device(device)
+    if (own := _architecture(name, dtype, place)) is not None:
+        return own
     if backend != "transformers" and (native := _native(name, dtype, place, backend, progress)) is not None:
         return native
     if dtype in INTEGERS:
@@ -89,6 +97,29 @@ def load_model(
     model, tokenizer = _read(source, DTYPES[dtype], progress)
     use_few_rows(model)
     return wrap(model.to(place), tokenizer, name)
+
+
+def _architecture(name: str, dtype: str, place: torch.device) -> LanguageModel | None:
+    """A model whose network is defined here, whatever the backend; ``None`` for all others."""
+    if name in CATALOGUE or not (is_artefact(name) or Path(name).is_dir()):
+        return None
+    source = resolve(name)
+    try:
+        config = json.loads((Path(source.path) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{name} cannot be loaded from {source.path}: {_first_line(error)}") from error
+    kind = config.get("unspool_architecture") if isinstance(config, dict) else None
+    if kind is None:
+        return None
+    # The networks' room stands above this one, so that it is looked up by name, as methods and recipes are.
+    known = [module.name for module in pkgutil.iter_modules(importlib.import_module(_ARCHITECTURES).__path__)]
+    if kind not in known or str(kind).startswith("_"):
+        raise WeightsError(f"{name} is of the architecture {kind!r}, which is not known here")
+    if dtype in INTEGERS:
+        raise InvalidInput(f"dtype is {dtype!r}, which {name} cannot be loaded in: use float32 or bfloat16")
+    load = importlib.import_module(f"{_ARCHITECTURES}.{kind}").load
+    made: LanguageModel = load(Path(source.path), name, DTYPES["float32" if dtype == AUTO else dtype], place)
+    return made
 
 
 def _native(name: str, dtype: str, place: torch.device, backend: str, progress: bool) -> LanguageModel | None:

@@ -150,6 +150,36 @@ class Names(Answer):
         return mask
 
 
+@dataclass(frozen=True)
+class Without(Answer):
+    """Some names may not come; any other may, known or not, unless it begins as only those do.
+
+    Args:
+        wrong: those that may not come.
+        known: some that may: what is the beginning of one of these stays open.
+    """
+
+    wrong: tuple[bytes, ...]
+    known: tuple[bytes, ...]
+
+    def mask(self, table: NameTable, lexicon: Lexicon, lead: bytes, since: bytes) -> NDArray[np.bool_] | None:
+        wrong, known = (
+            [lead + name[len(since) :] for name in names if name.startswith(since)]
+            for names in (self.wrong, self.known)
+        )
+        if not wrong:
+            return None
+        return ~(table.mask(wrong, lexicon.breaks) & ~table.mask(known, lexicon.breaks))
+
+
+@dataclass(frozen=True)
+class NotCalled(Answer):
+    """What stands before the trigger is no function: no bracket may open behind it."""
+
+    def mask(self, table: NameTable, lexicon: Lexicon, lead: bytes, since: bytes) -> NDArray[np.bool_] | None:
+        return None if since.strip(b" ") else ~table.calling
+
+
 class Monitor(ABC):
     """Watches a text for places where an analysis of the code knows what may come.
 

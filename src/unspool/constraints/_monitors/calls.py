@@ -6,18 +6,15 @@ keyword that the function does not have or has been given. Where nothing but a k
 names has to. Functions with several signatures forbid what all of them forbid. A call with ``*`` or ``**`` arguments is
 left alone, because what they bring is not known.
 
-Python only; the signatures come from jedi.
+Python only; the signatures come from jedi, those of named tuples and dataclasses from their fields.
 """
 
 from __future__ import annotations
 
-import ast
-import inspect
 import keyword
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,65 +22,11 @@ from numpy.typing import NDArray
 from unspool.constraints._monitors.base import Answer, Cursor, Names, Question, Trigger
 from unspool.constraints._monitors.lexical import LEXICONS, Lexicon, Scan
 from unspool.constraints._monitors.names import NameTable
+from unspool.constraints._monitors.parameters import Parameters
 from unspool.constraints._monitors.python import PythonMonitor
 from unspool.constraints._vocabulary import Vocabulary
 
 _KEYWORDS = frozenset(keyword.kwlist) - {"None", "True", "False"} | {"match", "case"}
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """The parameters of a function.
-
-    Args:
-        positional: names of those that a positional argument can fill, in order; positional-only ones have none.
-        keywords: names that can be given by keyword.
-        required: what must be given: places of ``positional`` and names of keyword-only parameters.
-        extra, extra_keywords: whether ``*args`` and ``**kwargs`` take the rest.
-    """
-
-    positional: tuple[str | None, ...]
-    keywords: frozenset[str]
-    required: frozenset[int | str]
-    extra: bool
-    extra_keywords: bool
-
-    @classmethod
-    def of(cls, signature: Any) -> Parameters:
-        """From a signature of jedi's."""
-        positional: list[str | None] = []
-        keywords: set[str] = set()
-        required: set[int | str] = set()
-        extra = extra_keywords = False
-        kinds = inspect.Parameter
-        for parameter in signature.params:
-            kind, optional = parameter.kind, _has_default(parameter.to_string())
-            if kind == kinds.VAR_POSITIONAL:
-                extra = True
-            elif kind == kinds.VAR_KEYWORD:
-                extra_keywords = True
-            elif kind == kinds.KEYWORD_ONLY:
-                keywords.add(parameter.name)
-                if not optional:
-                    required.add(parameter.name)
-            else:
-                if not optional:
-                    required.add(len(positional))
-                named = kind == kinds.POSITIONAL_OR_KEYWORD
-                positional.append(parameter.name if named else None)
-                if named:
-                    keywords.add(parameter.name)
-        return cls(tuple(positional), frozenset(keywords), frozenset(required), extra, extra_keywords)
-
-
-def _has_default(parameter: str) -> bool:
-    """Whether a parameter as it is written has a default; one that cannot be read passes for having one."""
-    try:
-        function = ast.parse(f"def f({parameter.lstrip('*')}): ...").body[0]
-    except SyntaxError:
-        return True
-    assert isinstance(function, ast.FunctionDef)
-    return bool(function.args.defaults or function.args.kw_defaults)
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,5 +239,5 @@ class PythonCalls(PythonMonitor):
         return Trigger(at)
 
     def analyse(self, question: Question) -> Answer | None:
-        found = tuple(dict.fromkeys(self._python.signatures(question, Parameters.of)))
-        return CallAnswer(found) if found else None
+        found = self._python.constructor(question) or self._python.signatures(question, Parameters.of)
+        return CallAnswer(tuple(dict.fromkeys(found))) if found else None

@@ -119,6 +119,12 @@ class NameTable:
         """``[V]`` tokens of nothing but white space. Not to be changed."""
         return np.array([string is not None and not string.strip() for string in self.vocabulary.tokens], dtype=bool)
 
+    @cached_property
+    def calling(self) -> NDArray[np.bool_]:
+        """``[V]`` tokens that open a round bracket first, behind blanks at most. Not to be changed."""
+        strings = self.vocabulary.tokens
+        return np.array([string is not None and string.lstrip(b" ").startswith(b"(") for string in strings], dtype=bool)
+
     def starting(self, lead: bytes) -> NDArray[np.bool_]:
         """``[V]`` tokens that begin with ``lead`` and go on behind it. Not to be changed."""
         return self.starting_with(lead, longer=1)

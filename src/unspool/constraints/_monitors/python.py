@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unspool.constraints._monitors.base import Answer, Attributes, Cursor, Monitor, Names, Question, Trigger
+from unspool.constraints._monitors.classes import Classes
+from unspool.constraints._monitors.parameters import Parameters
 
 if TYPE_CHECKING:
     import jedi
@@ -17,6 +21,26 @@ T = TypeVar("T")
 
 # jedi's caches are shared by everything in the process, and it does not guard them.
 _ONE_AT_A_TIME = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """jedi at a place.
+
+    Attributes:
+        script: what it has read.
+        classes: what is known of classes there.
+        line, column: the place, lines from 1.
+    """
+
+    script: jedi.Script
+    classes: Classes
+    line: int
+    column: int
+
+    def infer(self, beside: int = 0) -> list[Any]:
+        """What the expression is that ends at the place, or so many characters beside it."""
+        return list(self.script.infer(self.line, max(self.column + beside, 0)))
 
 
 class Python:
@@ -32,11 +56,23 @@ class Python:
 
         self._jedi = jedi
         root = Path(project or ".").resolve()
-        self._path = None if path is None else str(root / path)
+        self.path = None if path is None else str(root / path)
         self._project = jedi.Project(str(root))
 
     def script(self, text: str) -> jedi.Script:
-        return self._jedi.Script(text, path=self._path, project=self._project)
+        return self._jedi.Script(text, path=self.path, project=self._project)
+
+    def other(self, path: Path, text: str) -> jedi.Script:
+        """The same of another file."""
+        return self._jedi.Script(text, path=path, project=self._project)
+
+    @contextmanager
+    def asked(self, question: Question) -> Iterator[Asked]:
+        """jedi at the place of a question, for nobody else meanwhile."""
+        text = question.before + question.variants()[-1]
+        line, column = question.position
+        with _ONE_AT_A_TIME:
+            yield Asked(self.script(text), Classes(self, text, line + 1), line + 1, column)
 
     def complete(self, question: Question) -> list[str]:
         """The names that may stand at the trigger: with the code behind it as it is, and with open brackets closed."""
@@ -56,6 +92,13 @@ class Python:
         with _ONE_AT_A_TIME:
             script = self.script(question.before + question.variants()[-1])
             return [read(signature) for signature in script.get_signatures(line + 1, column)]
+
+    def constructor(self, question: Question) -> list[Parameters]:
+        """What the named tuples and dataclasses that are called at the trigger are made of; jedi takes the one for a
+        call of ``NamedTuple``, and of the other all fields for positional parameters."""
+        with self.asked(question) as at:
+            found = [at.classes.fields(one) for one in at.infer(-2) if one.type == "class"]
+            return [one for one in found if one is not None]
 
     def members(self, before: str, subject: str) -> tuple[str, list[str]] | None:
         """The class and the members of the enum that an expression is of, asked behind ``before``."""

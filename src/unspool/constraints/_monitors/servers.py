@@ -1,4 +1,4 @@
-"""Monitors of other languages through a language server: the names that it offers behind a dot.
+"""Monitors of other languages through a language server: the names that it offers behind a dot, ``new`` or ``case``.
 
 The server keeps the file in memory, with the text so far inserted; nothing is written to the repository. It is asked
 through ``multilspy``, which is imported only here, and only servers that are installed are started: nothing is fetched.
@@ -13,9 +13,9 @@ import subprocess
 import weakref
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-from unspool.constraints._monitors.base import Answer, Attributes, Names, Question
+from unspool.constraints._monitors.base import Answer, Attributes, Cursor, Monitor, Names, Question, Trigger
 from unspool.core.errors import Incompatible, InvalidInput
 
 logger = logging.getLogger(__name__)
@@ -24,8 +24,10 @@ PROGRAMS = {"java": "jdtls", "rust": "rust-analyzer", "csharp": "OmniSharp", "py
 """The program of each language's server, as it is called when installed."""
 
 _LEADS = {"rust": (b".", b"::")}
+# Of ``CompletionItemKind`` in the language server protocol.
 _KEYWORD = 14
-"""``CompletionItemKind.Keyword`` of the language server protocol."""
+_CONSTRUCTED = frozenset({4, 7, 8, 22})  # constructors, classes, interfaces (an anonymous class may follow), structures
+_ENUM_MEMBER = frozenset({20})
 
 
 class Server(Protocol):
@@ -98,11 +100,10 @@ def start(language: str, project: str, program: str | None, limit: float) -> Ser
     return started
 
 
-class ServerAttributes(Attributes):
-    """The names that a language server offers behind a dot (in Rust behind ``::`` too).
+class Offers:
+    """What a language server offers at a place of a file that is being written.
 
     Args:
-        language: of the code.
         server: a running server.
         project: the repository that it was started on.
         path: the file in it that the text belongs to; it has to exist.
@@ -111,11 +112,7 @@ class ServerAttributes(Attributes):
         InvalidInput: if there is no such file.
     """
 
-    slug = "attributes"
-    languages = frozenset(PROGRAMS)
-
-    def __init__(self, language: str, server: Server, project: str, path: str | None, merged: bool = False) -> None:
-        super().__init__(_LEADS.get(language, (b".",)), merged)
+    def __init__(self, server: Server, project: str, path: str | None) -> None:
         if path is None or not (Path(project) / path).is_file():
             raise InvalidInput(
                 f"a language server knows files of its repository: path={path!r} has to name one below {project}"
@@ -123,7 +120,8 @@ class ServerAttributes(Attributes):
         self._server = server
         self._path = path
 
-    def analyse(self, question: Question) -> Answer | None:
+    def names(self, question: Question, kinds: frozenset[int] | None = None) -> Answer | None:
+        """The names at a trigger: of some kinds, or all but keywords."""
         line, column = question.position
         names: set[bytes] = set()
         with self._server.open_file(self._path):
@@ -134,7 +132,8 @@ class ServerAttributes(Attributes):
                     for item in self._server.request_completions(self._path, line, column, allow_incomplete=True):
                         # What is shown may go on: "push(...)", "name : String".
                         name = re.match(r"[^\W\d][\w$]*", item.get("completionText", ""))
-                        if name is not None and item.get("kind") != _KEYWORD:
+                        kind = item.get("kind")
+                        if name is not None and (kind != _KEYWORD if kinds is None else kind in kinds):
                             names.add(name[0].encode())
             finally:
                 self._replace(original)
@@ -155,3 +154,56 @@ class ServerAttributes(Attributes):
 def _position(text: str, offset: int) -> dict[str, int]:
     line = text.count("\n", 0, offset)
     return {"line": line, "character": offset - (text.rfind("\n", 0, offset) + 1)}
+
+
+class ServerAttributes(Attributes):
+    """The names behind a dot (in Rust behind ``::`` too) are those that a language server offers."""
+
+    slug = "attributes"
+    languages = frozenset(PROGRAMS)
+
+    def __init__(self, language: str, offers: Offers, merged: bool = False) -> None:
+        super().__init__(_LEADS.get(language, (b".",)), merged)
+        self._offers = offers
+
+    def analyse(self, question: Question) -> Answer | None:
+        return self._offers.names(question)
+
+
+class ServerNames(Monitor):
+    """Behind a keyword a name of some kinds comes."""
+
+    keyword: ClassVar[str]
+    kinds: ClassVar[frozenset[int]]
+
+    def __init__(self, offers: Offers) -> None:
+        self._offers = offers
+
+    def pre(self, cursor: Cursor) -> Trigger | None:
+        if not cursor.scan.in_code:
+            return None
+        text = cursor.tail()
+        if re.search(rf"(?<![\w$.]){self.keyword}$", text):
+            return Trigger(len(cursor.data), lead=b" ")
+        return Trigger(cursor.word) if re.search(rf"(?<![\w$.]){self.keyword}\s+[\w$]*$", text) else None
+
+    def analyse(self, question: Question) -> Answer | None:
+        return self._offers.names(question, self.kinds)
+
+
+class ServerInstances(ServerNames):
+    """Behind ``new`` a class comes that can be constructed there."""
+
+    slug = "instances"
+    languages = frozenset({"java", "csharp"})
+    keyword = "new"
+    kinds = _CONSTRUCTED
+
+
+class ServerEnumMembers(ServerNames):
+    """Behind ``case``, in a switch over an enum, one of its members comes."""
+
+    slug = "enum-members"
+    languages = frozenset({"java"})
+    keyword = "case"
+    kinds = _ENUM_MEMBER

@@ -6,26 +6,26 @@ schema that still cannot be written is refused.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from unspool.constraints._grammar import GrammarError
 from unspool.constraints._layout import LAYOUTS, OPTIONS, Layout
-from unspool.constraints._schema.algebra import COMBINED, Logic, conj, key, negation
+from unspool.constraints._schema.algebra import Logic
+from unspool.constraints._schema.cases import MOST_CASES, array_cases, object_cases, refused
 from unspool.constraints._schema.cells import EVERYTHING, Arrays, Cell, Fixed, Keys, Numbers, Objects, Strings
-from unspool.constraints._schema.expressions import EVERY, Expression, TooComplex, either, literal, pattern_of, repeat
+from unspool.constraints._schema.expressions import EVERY, Expression, TooComplex, either, literal, repeat
 from unspool.constraints._schema.formats import FORMATS
+from unspool.constraints._schema.joining import key
+from unspool.constraints._schema.keywords import COMBINED
 from unspool.constraints._schema.nodes import Document, Node, Schema, path
 from unspool.constraints._schema.patterns import Unreadable, found_in, is_simple
-
-MOST_CASES = 400
-MOST_PLACES = 16
+from unspool.constraints._schema.spelling import pattern_of
 
 
 @dataclass(frozen=True)
@@ -217,20 +217,20 @@ class _Writer:
             return False
         if cells == list(EVERYTHING):
             return {}
-        written, refused = [], None
+        written, error = [], None
         for cell in cells:
             noted = len(self.narrowed)
             try:
                 written += self._cell(cell, node)
-            except GrammarError as error:
+            except GrammarError as reason:
                 # What cannot be written may be left out as long as something remains; it is told.
-                refused = error
+                error = reason
                 del self.narrowed[noted:]
-                self.narrowed.append(str(error))
-        if refused is not None and not written:
-            raise refused
+                self.narrowed.append(str(reason))
+        if error is not None and not written:
+            raise error
         if len(written) > MOST_CASES:
-            raise self._refused(node, f"it stands for {len(written)} cases; {MOST_CASES} are the most")
+            raise refused(node, f"it stands for {len(written)} cases; {MOST_CASES} are the most")
         plain = [one["type"] for one in written if one.keys() == {"type"}]
         rest = [one for one in written if one.keys() != {"type"}]
         if plain:
@@ -248,12 +248,12 @@ class _Writer:
         if isinstance(cell, Strings):
             return [self._strings(cell, node)]
         if isinstance(cell, Arrays):
-            return [self._arrays(one, node) for one in self._enumerated(cell, node)]
-        return [self._objects(one) for one in self._counted(cell, node)]
+            return [self._arrays(one, node) for one in array_cases(self.logic, cell, node, self.narrowed)]
+        return [self._objects(one) for one in object_cases(self.logic, cell, node)]
 
     def _numbers(self, cell: Numbers, node: Node) -> dict[str, Any]:
         if cell.whole is False:
-            raise self._refused(node, "numbers that are no integers cannot be told from integers", "type")
+            raise refused(node, "numbers that are no integers cannot be told from integers", "type")
         written: dict[str, Any] = {"type": "integer" if cell.whole else "number"}
         if cell.low > -math.inf:
             written["exclusiveMinimum" if cell.low_open else "minimum"] = cell.low
@@ -263,7 +263,7 @@ class _Writer:
             written["multipleOf"] = cell.multiples[0]
         elif cell.multiples:
             if not all(float(step).is_integer() for step in cell.multiples):
-                raise self._refused(node, "several steps are only supported if all are integers", "multipleOf")
+                raise refused(node, "several steps are only supported if all are integers", "multipleOf")
             written["multipleOf"] = math.lcm(*(int(step) for step in cell.multiples))
         return written
 
@@ -304,54 +304,6 @@ class _Writer:
         if most is not None:
             written["maxItems"] = most
         return written
-
-    def _enumerated(self, cell: Arrays, node: Node) -> Iterator[Arrays]:
-        """The same without ``contains`` and ``uniqueItems``, case by case."""
-        if cell.contains:
-            (start, wanted), *more = cell.contains
-            left = dataclasses.replace(cell, contains=tuple(more))
-            if self.logic.hopeless(conj(cell.rest, negation(wanted))) and len(cell.prefix) <= start:
-                yield from self._enumerated(dataclasses.replace(left, least=max(left.least, start + 1)), node)
-                return
-            last = cell.most if cell.most is not None else len(cell.prefix) if cell.rest is False else None
-            if last is None or last > MOST_PLACES:
-                last = start + MOST_PLACES
-                self.narrowed.append(
-                    f"{path(self._at(node), 'contains')}: the element has to be among the first {last}"
-                )
-            for place in range(start, last):
-                fixed = [cell.at(before) for before in range(max(place + 1, len(cell.prefix)))]
-                fixed[place] = conj(fixed[place], wanted)
-                if not self.logic.hopeless(fixed[place]):
-                    case = dataclasses.replace(left, prefix=tuple(fixed), least=max(left.least, place + 1))
-                    yield from self._enumerated(case, node)
-            return
-        if cell.unique and not (cell.most is not None and cell.most < 2):
-            yield from self._different(cell, node)
-            return
-        yield dataclasses.replace(cell, unique=False)
-
-    def _different(self, cell: Arrays, node: Node) -> Iterator[Arrays]:
-        """Arrays whose elements all differ, one by one."""
-        values = [] if cell.prefix else self._finite(cell.rest)
-        most = len(values) if values is not None and cell.most is None else min(cell.most or 0, len(values or ()))
-        cases = sum(math.perm(len(values), n) for n in range(cell.least, most + 1)) if values else MOST_CASES + 1
-        if not values or cases > MOST_CASES:
-            raise self._refused(
-                node,
-                "that elements differ is only supported for few values (an enum of up to 5, or maxItems)",
-                "uniqueItems",
-            )
-        for length in range(cell.least, most + 1):
-            for chosen in itertools.permutations(values, length):
-                fixed = tuple(Schema({"$at": "", "enum": [value]}) for value in chosen)
-                yield Arrays(fixed, False, length, length)
-
-    def _finite(self, node: Node) -> list[Any] | None:
-        cells = self.logic.cells(node)
-        if all(isinstance(cell, Fixed) for cell in cells):
-            return [value for cell in cells if isinstance(cell, Fixed) for value in cell.read]
-        return None
 
     # -- objects -------------------------------------------------------------------------------------------------------
 
@@ -397,114 +349,6 @@ class _Writer:
         if any("$ref" in named[name].text for name in apart):  # type: ignore[union-attr]
             return Keys(keys.names & ~either(map(literal, apart)), keys.value)
         return keys
-
-    def _counted(self, cell: Objects, node: Node) -> Iterator[Objects]:
-        """Cases in which numbers of properties follow from what is required, or only count what is not named."""
-        optional = [n for n, inner in cell.named if n not in cell.required and not self.logic.hopeless(inner)]
-        closed = self._closed(cell)
-        required = len(cell.required)
-        if cell.some:
-            yield from self._existing(cell, optional, node)
-            return
-        if cell.most is not None and closed and cell.most >= required + len(optional):
-            cell = dataclasses.replace(cell, most=None)
-        short = cell.least - required
-        if short <= 0 and cell.most is None:
-            yield dataclasses.replace(cell, least=0)
-            return
-        if not optional and (closed or short <= 1):
-            yield cell
-            return
-        if short > 1 and not closed:
-            raise self._refused(
-                node,
-                "names that are not listed cannot be kept apart, so two of them cannot be counted",
-                "minProperties",
-            )
-        room = len(optional) if cell.most is None else min(cell.most - required, len(optional))
-        cases = sum(math.comb(len(optional), n) for n in range(room + 1))
-        if cell.most is None and short > 0 and closed:
-            # At least so many of those that may be there: one case for each choice of the first ones.
-            if math.comb(len(optional), short) > MOST_CASES:
-                raise self._refused(node, "too many ways to choose the properties", "minProperties")
-            for places in itertools.combinations(range(len(optional)), short):
-                there = [optional[place] for place in places]
-                left_out = [name for name in optional[: places[-1]] if name not in there]
-                yield self._chosen(cell, there, left_out, least=0, most=None)
-            return
-        if cell.most is None and short == 1:
-            for place, name in enumerate(optional):
-                yield self._chosen(cell, [name], optional[:place], least=0, most=None)
-            yield self._chosen(cell, [], optional, least=cell.least, most=None)
-            return
-        if cases > MOST_CASES:
-            raise self._refused(node, "too many ways to choose the properties", "maxProperties")
-        for count in range(room + 1):
-            for there_ in itertools.combinations(optional, count):
-                absent = [name for name in optional if name not in there_]
-                sum_ = required + count
-                if closed and sum_ < cell.least:
-                    continue
-                yield self._chosen(
-                    cell,
-                    list(there_),
-                    absent,
-                    least=cell.least if sum_ < cell.least else 0,
-                    most=None if closed else cell.most,
-                )
-
-    def _existing(self, cell: Objects, optional: list[str], node: Node) -> Iterator[Objects]:
-        """That a property exists which is not named: a number of properties, where it can be nothing else."""
-        (names, apart, wanted), *more = cell.some
-        left = dataclasses.replace(cell, some=tuple(more))
-        candidates = [name for name in cell.names if name not in apart and names.matches(name)]
-        for name in candidates:
-            if name in cell.required and self.logic.hopeless(conj(cell.of(name), negation(wanted))):
-                yield from self._counted(left, node)
-                return
-        for name in candidates:
-            inner = conj(cell.of(name), wanted)
-            if not self.logic.hopeless(inner):
-                named = tuple((n, inner if n == name else value) for n, value in cell.named)
-                required = tuple(dict.fromkeys((*cell.required, name)))
-                yield from self._counted(dataclasses.replace(left, named=named, required=required), node)
-        others: Expression = repeat(EVERY)
-        for keys in cell.keys:
-            others &= ~keys.names
-        unnamed = [(keys.names, keys.value) for keys in cell.keys if not self.logic.hopeless(keys.value)]
-        if not self.logic.hopeless(cell.rest):
-            unnamed.append((others, cell.rest))
-        if not unnamed:
-            return
-        everywhere = all(
-            (there & ~names).is_empty and self.logic.hopeless(conj(value, negation(wanted))) for there, value in unnamed
-        )
-        known = set(cell.names)
-        if more or not everywhere or not apart <= known or cell.most is not None or cell.least > len(cell.required):
-            raise self._refused(
-                node, "that a further property exists cannot be told from what is listed", "additionalProperties"
-            )
-        if 2 ** len(optional) > MOST_CASES:
-            raise self._refused(node, "too many ways to choose the properties", "additionalProperties")
-        for count in range(len(optional) + 1):
-            for there in itertools.combinations(optional, count):
-                absent = [name for name in optional if name not in there]
-                least = len(cell.required) + count + 1
-                yield dataclasses.replace(self._chosen(cell, list(there), absent, least=least, most=None), some=())
-
-    def _closed(self, cell: Objects) -> bool:
-        return self.logic.hopeless(cell.rest) and all(self.logic.hopeless(keys.value) for keys in cell.keys)
-
-    def _chosen(self, cell: Objects, there: list[str], absent: list[str], *, least: int, most: int | None) -> Objects:
-        named = tuple((name, False if name in absent else inner) for name, inner in cell.named)
-        return dataclasses.replace(cell, named=named, required=(*cell.required, *there), least=least, most=most)
-
-    def _refused(self, node: Node, what: str, keyword: str = "") -> GrammarError:
-        return GrammarError(what, path(self._at(node), keyword))
-
-    @staticmethod
-    def _at(node: Node) -> str:
-        return str(node["$at"]) if isinstance(node, dict) else ""
 
 
 @lru_cache(maxsize=4096)

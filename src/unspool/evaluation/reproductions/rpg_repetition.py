@@ -66,9 +66,10 @@ _DESCRIBED = (
 )
 
 
-def _made(forms: Sequence[str], count: int) -> list[str]:
-    ways = [(form, thing) for place, thing in enumerate(_THINGS) for form in forms[place % len(forms) :]]
-    ways += [(form, thing) for place, thing in enumerate(_THINGS) for form in forms[: place % len(forms)]]
+def made_prompts(forms: Sequence[str], count: int, things: Sequence[str] = _THINGS) -> list[str]:
+    """Prompts of some forms about some things: with ``{0}`` for the thing, ``{1}`` and ``{2}`` for it in capitals."""
+    ways = [(form, thing) for place, thing in enumerate(things) for form in forms[place % len(forms) :]]
+    ways += [(form, thing) for place, thing in enumerate(things) for form in forms[: place % len(forms)]]
     return [form.format(thing, thing.upper(), thing.capitalize()) for form, thing in ways[:count]]
 
 
@@ -84,7 +85,8 @@ def _library(count: int, lines: int = 24) -> list[str]:
     return found[:count]
 
 
-def _continued(lab: Lab, made: Composition, prompts: list[list[int]], size: Size) -> list[Continuation]:
+def continued(made: Composition, prompts: list[list[int]], size: Size) -> list[Continuation]:
+    """What follows each of the prompts."""
     # Texts of one length side by side: no row of a batch waits for a longer one.
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     runs: dict[int, Continuation] = {}
@@ -110,7 +112,8 @@ class Report:
     parses: float
 
 
-def _report(lab: Lab, shapes: Shapes, texts: Sequence[str], runs: Sequence[Continuation]) -> Report:
+def reported(lab: Lab, shapes: Shapes, texts: Sequence[str], runs: Sequence[Continuation]) -> Report:
+    """How continuations of texts repeat, end and parse."""
     decode = lab.model.tokenizer.decode
     structural, parses = [], []
     for prompt, run in zip(texts, runs, strict=True):
@@ -200,8 +203,8 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
     shapes = Shapes("python")
     encode = lab.model.tokenizer.encode
     kinds = {
-        "inviting": _made(_INVITING, size.prompts),
-        "described": _made(_DESCRIBED, size.prompts),
+        "inviting": made_prompts(_INVITING, size.prompts),
+        "described": made_prompts(_DESCRIBED, size.prompts),
         "library": _library(size.prompts),
     }
     texts = [text for group in kinds.values() for text in group]
@@ -224,8 +227,8 @@ def EXPERIMENT(lab: Lab, size: Size) -> None:
     reports: dict[str, Report] = {}
     for name, composition in made.items():
         lab.say(f"{len(prompts)} continuations: {name}")
-        runs[name] = _continued(lab, composition, prompts, size)
-        reports[name] = _report(lab, shapes, texts, runs[name])
+        runs[name] = continued(composition, prompts, size)
+        reports[name] = reported(lab, shapes, texts, runs[name])
     greedy, rpg = reports["greedy"], reports["rpg"]
     for name, report in reports.items():
         if name == "greedy":

@@ -1,0 +1,1 @@
+"""Parts of the benchmark of constraints; ``benchmarks/constraints.py`` is the program."""

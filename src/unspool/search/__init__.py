@@ -1,0 +1,1 @@
+"""Searches: which texts are worth going on with."""
