@@ -132,11 +132,31 @@ class LLGuidanceMatcher(Matcher):
                 allowed[tokens[place]] = True
                 place += 1
         if len(forced) < self.vocabulary.longest:
-            place = bisect_left(strings, forced + b"\0")
-            while place < len(strings) and strings[place].startswith(forced):
-                if not allowed[tokens[place]]:
-                    allowed[tokens[place]] = self.inner.validate_tokens([tokens[place]]) == 1
+            self._widen_beyond(allowed, forced)
+
+    def _widen_beyond(self, allowed: NDArray[np.bool_], forced: bytes) -> None:
+        """Allow every token that goes on behind the forced text.
+
+        Strings are tried byte by byte, in order: where one is refused, so are all that begin like it up to there. A
+        single space may be all that is forced, and half of a vocabulary begins with one.
+        """
+        strings, tokens = _by_string(self.vocabulary)
+        single = _single_bytes(self.vocabulary)
+        place = bisect_left(strings, forced + b"\0")
+        while place < len(strings) and strings[place].startswith(forced):
+            string = strings[place]
+            spelled = [token for byte in string if (token := single[byte]) is not None]
+            if len(spelled) < len(string):
+                allowed[tokens[place]] = self.inner.validate_tokens([tokens[place]]) == 1
                 place += 1
+                continue
+            valid = self.inner.validate_tokens(spelled)
+            if valid == len(string):
+                allowed[tokens[place]] = True
+                place += 1
+            else:
+                refused = string[: valid + 1]
+                place = bisect_left(strings, refused + b"\xff" * self.vocabulary.longest, place + 1)
 
     def consume(self, token: int) -> bool:
         if self.vocabulary.tokens[token] is None:
@@ -180,6 +200,14 @@ def _by_string(vocabulary: Vocabulary) -> tuple[list[bytes], list[int]]:
     if made is None:
         pairs = sorted((string, token) for token, string in enumerate(vocabulary.tokens) if string)
         made = vocabulary.forms["by string"] = ([string for string, _ in pairs], [token for _, token in pairs])
+    return made
+
+
+def _single_bytes(vocabulary: Vocabulary) -> list[int | None]:
+    """Of every byte the token that writes it alone."""
+    made = vocabulary.forms.get("single bytes")
+    if made is None:
+        made = vocabulary.forms["single bytes"] = [vocabulary.by_bytes.get(bytes([byte])) for byte in range(256)]
     return made
 
 
