@@ -38,7 +38,7 @@ def _ways(vocabulary: Vocabulary) -> list[_Way]:
     """As most texts end; with single quotes before double ones; one of each kind of bytes after the other."""
     made: list[_Way] | None = vocabulary.forms.get("ending")
     if made is None:
-        single = {string[0]: token for string, token in vocabulary.by_bytes.items() if len(string) == 1}
+        single = vocabulary.by_byte
         order = [*_ORDER, *sorted(set(single) - set(_ORDER))]
         swapped = [order[1], order[0], *order[2:]]
         grouped = {byte for group in _GROUPS for byte in group}

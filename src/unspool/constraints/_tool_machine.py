@@ -64,9 +64,7 @@ class ToolMachine(CompiledGrammar):
         self.trigger = style.trigger.encode()
         self.failure = _prefix_function(self.trigger)
         self.spelled = np.zeros(256, dtype=bool)
-        for string in vocabulary.by_bytes:
-            if len(string) == 1:
-                self.spelled[string[0]] = True
+        self.spelled[list(vocabulary.by_byte)] = True
         self._masks: OrderedDict[Any, Tensor] = OrderedDict()
         names = automaton([literal(name + style.open) for name in self.tools], self.spelled)
         # One row more stands for the dead state, so that indexing needs no cases.

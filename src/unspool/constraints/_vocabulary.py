@@ -167,6 +167,11 @@ class Vocabulary:
         return found
 
     @cached_property
+    def by_byte(self) -> dict[int, int]:
+        """The token that writes a byte alone, by byte; bytes without one are left out."""
+        return {string[0]: token for string, token in self.by_bytes.items() if len(string) == 1}
+
+    @cached_property
     def longest(self) -> int:
         """Bytes of the longest token."""
         return max(map(len, self.by_bytes), default=0)

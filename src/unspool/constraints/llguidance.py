@@ -141,11 +141,11 @@ class LLGuidanceMatcher(Matcher):
         single space may be all that is forced, and half of a vocabulary begins with one.
         """
         strings, tokens = _by_string(self.vocabulary)
-        single = _single_bytes(self.vocabulary)
+        single = self.vocabulary.by_byte
         place = bisect_left(strings, forced + b"\0")
         while place < len(strings) and strings[place].startswith(forced):
             string = strings[place]
-            spelled = [token for byte in string if (token := single[byte]) is not None]
+            spelled = [single[byte] for byte in string if byte in single]
             if len(spelled) < len(string):
                 allowed[tokens[place]] = self.inner.validate_tokens([tokens[place]]) == 1
                 place += 1
@@ -200,14 +200,6 @@ def _by_string(vocabulary: Vocabulary) -> tuple[list[bytes], list[int]]:
     if made is None:
         pairs = sorted((string, token) for token, string in enumerate(vocabulary.tokens) if string)
         made = vocabulary.forms["by string"] = ([string for string, _ in pairs], [token for _, token in pairs])
-    return made
-
-
-def _single_bytes(vocabulary: Vocabulary) -> list[int | None]:
-    """Of every byte the token that writes it alone."""
-    made = vocabulary.forms.get("single bytes")
-    if made is None:
-        made = vocabulary.forms["single bytes"] = [vocabulary.by_bytes.get(bytes([byte])) for byte in range(256)]
     return made
 
 
