@@ -53,6 +53,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the tools for tests, lint and documentation ..."
 	@$(INSTALL) --no-build-isolation --editable '.[dev,docs]'
+	@# The extra xgrammar without triton, which is large and serves a GPU alone.
+	@$(INSTALL) --no-deps 'xgrammar>=0.2.8' apache-tvm-ffi
 	@touch $@
 
 # -- what a user runs ------------------------------------------------------------------------------------------------

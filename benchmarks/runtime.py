@@ -314,15 +314,21 @@ def peak_of(side: str, options: argparse.Namespace) -> dict[str, int]:
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
-def start(options: argparse.Namespace) -> list[float]:
-    """Seconds of `unspool generate` from the start of the process to its end, for one token; the first run warms up."""
-    command = [sys.executable, "-m", "unspool", "generate", "Hello", "--max-new-tokens", "1", "--quiet", "--model"]
-    taken = []
-    for _ in range(4):
-        began = time.perf_counter()
-        subprocess.run([*command, options.model], check=True, capture_output=True)
-        taken.append(time.perf_counter() - began)
-    return taken[1:]
+def start(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of `unspool generate` from the start of the process to its end, for one token; the first run warms up.
+
+    Beside it, in turn, those of a process that imports PyTorch and does nothing else.
+    """
+    python = [sys.executable]
+    ours = [*python, "-m", "unspool", "generate", "Hello", "--max-new-tokens", "1", "--quiet", "--model", options.model]
+    commands = {"unspool generate": ours, "import torch": [*python, "-c", "import torch"]}
+    taken: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(6):
+        for name, command in commands.items():
+            began = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            taken[name].append(time.perf_counter() - began)
+    return {name: seconds[1:] for name, seconds in taken.items()}
 
 
 def _ask(options: argparse.Namespace, more: list[str]) -> dict[str, Any]:
@@ -384,8 +390,9 @@ def show(told: dict[str, Any]) -> None:
         print(f"Peak memory of a process at a context of {LONG_CONTEXT}: ", end="")
         print(", ".join(f"{side} {size / 1e6:.0f} MB" for side, size in told["memory"].items()))
     if "start" in told:
-        print("Seconds from the start of the process to the first token and its end: ", end="")
-        print(", ".join(f"{seconds:.2f}" for seconds in told["start"]))
+        print("Seconds from the start of a process to its end, by turns:")
+        for name, taken in told["start"].items():
+            print(f"  {name:<18} " + ", ".join(f"{seconds:.2f}" for seconds in taken))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,14 +17,11 @@ if TYPE_CHECKING:
     from unspool.engine import Engine, Output, load
     from unspool.models.custom_generate import as_custom_generate
 
+    __version__: str
+
 # A thread that waits for the others of its team spins for milliseconds by default, and keeps the core from one of them
 # when anything else runs on the machine. Read when OpenMP is loaded, that is by the first import of torch.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-
-try:
-    __version__ = version("unspool")
-except PackageNotFoundError:  # a checkout that was not installed
-    __version__ = "0+unknown"
 
 __all__ = ["Engine", "Output", "UnspoolError", "as_custom_generate", "compose", "load", "methods"]
 
@@ -40,11 +36,22 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when first used: `unspool --help` should not wait for torch.
+    # Loaded when first used: `unspool --help` should not wait for torch, nor a first token for the version.
     import importlib
 
+    if name == "__version__":
+        return _version()
     if name == "methods":
         return importlib.import_module("unspool.core.registry").registry
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'unspool' has no attribute {name!r}")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("unspool")
+    except PackageNotFoundError:  # a checkout that was not installed
+        return "0+unknown"

@@ -61,11 +61,35 @@ def test_unknown_command_and_option(run: Any) -> None:
     assert "--temprature" in run("generate", "hi", "--temprature", "1", code=2).output
 
 
+def test_one_command_imports_no_other() -> None:
+    program = (
+        "import atexit, sys\nfrom unspool.cli import main\nnames = ('generate', 'bench', 'chat')\n"
+        "atexit.register(lambda: print([name for name in names if f'unspool.cli.{name}' in sys.modules]))\nmain()"
+    )
+    out, err = process("generate", "--help", program=program).communicate(timeout=60)
+    assert out.rstrip().endswith("['generate']"), out + err
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_it_ends_as_the_interpreter_would(code: int) -> None:
+    """Threads are waited for, what was registered for the end is done, and all of it is written."""
+    program = (
+        "import atexit, threading, time, unspool.cli as c\n"
+        "def late():\n    time.sleep(0.3)\n    print('thread')\n"
+        f"@c.app.command()\ndef say():\n    threading.Thread(target=late).start()\n    raise SystemExit({code})\n"
+        "atexit.register(print, 'exit')\nc.main()"
+    )
+    started = process("say", program=program)
+    out, err = started.communicate(timeout=60)
+    assert out.split() == ["thread", "exit"], err
+    assert started.returncode == code
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["methods", "--help"], ["--version"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
-        "import sys\nfrom unspool.cli import main\n"
-        "try:\n    main()\nfinally:\n    print([m for m in ('torch', 'transformers') if m in sys.modules])"
+        "import atexit, sys\nfrom unspool.cli import main\n"
+        "atexit.register(lambda: print([m for m in ('torch', 'transformers') if m in sys.modules]))\nmain()"
     )
     out, err = process(*arguments, program=program).communicate(timeout=60)
     assert out.rstrip().endswith("[]"), out + err
