@@ -28,7 +28,9 @@ from unspool.constraints._vocabulary import Vocabulary
 from unspool.core.cards import Card, Kind
 from unspool.core.registry import register
 
-_LIMITS = LLParserLimits(verbose_errors=False)
+# Ten times the library's own limits on lexers: a pattern that counts words up to a hundred needs a tenth of a second a
+# mask, and was given up in the middle of a text. What is hostile still ends after a second or two.
+_LIMITS = LLParserLimits(initial_lexer_fuel=10_000_000, step_lexer_fuel=2_000_000, verbose_errors=False)
 
 
 class _Spelling:
