@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from decoding import parse_method
 
-from unspool.core.decode import Stop
 from unspool.core.errors import UnspoolError
 from unspool.core.events import Scored, Stepped
+from unspool.core.texts import Stop
 from unspool.engine import load
 from unspool.models.native.native_lm import NativeModel
 

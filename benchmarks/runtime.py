@@ -230,8 +230,9 @@ def quality(options: argparse.Namespace) -> list[dict[str, Any]]:
 def agreement(options: argparse.Namespace) -> list[dict[str, Any]]:
     """On the right answers of suites, how often the likeliest token is that of float32; and on answers of the model's
     own, how many tokens come before the first that is another."""
-    from unspool.core.decode import Stop, decode
+    from unspool.core.decode import decode
     from unspool.core.events import Finished
+    from unspool.core.texts import Stop
     from unspool.evaluation import suites
     from unspool.evaluation.prompts import spread
 

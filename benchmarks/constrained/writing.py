@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from constrained.engines import Compiled, Place, Refused, laid_out, side
-from unspool.core.decode import Stop
 from unspool.core.errors import UnspoolError
 from unspool.core.events import Finished, Stepped
 from unspool.core.model import LanguageModel
 from unspool.core.scores import Request
+from unspool.core.texts import Stop
 from unspool.core.tree import TokenTree
 from unspool.engine import Engine
 

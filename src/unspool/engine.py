@@ -11,13 +11,13 @@ from typing import Any
 from unspool.constraints import DEFAULT_ENGINE, Grammar, Typed
 from unspool.core.cards import Kind, make_settings, setting_fields
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.errors import InvalidInput
 from unspool.core.events import Event, Finished, Stepped
 from unspool.core.model import LanguageModel
 from unspool.core.registry import registry
 from unspool.core.sockets import Constraint, Part, Reading
 from unspool.core.statistics import Statistics
+from unspool.core.texts import Stop
 from unspool.models.load import load_model, wrap
 from unspool.sampling.standard import SamplingSettings, StandardSampler
 

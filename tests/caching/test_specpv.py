@@ -13,10 +13,10 @@ from torch import Tensor
 
 from unspool.caching.specpv import SpecPV, SpecPVSettings, Summaries, block_scores
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible
 from unspool.core.events import Finished, Scored, Stepped
 from unspool.core.sockets import Drafter, Move, Search
+from unspool.core.texts import Stop
 from unspool.core.tree import TokenTree
 from unspool.models.partial import PartialCache
 from unspool.speculation.drafting.prompt_lookup import PromptLookup

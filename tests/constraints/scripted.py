@@ -9,9 +9,9 @@ from tests.toys import ToyModel
 from torch import Tensor
 
 from unspool.core.compose import Composition
-from unspool.core.decode import Stop
 from unspool.core.events import Finished
 from unspool.core.model import Capability
+from unspool.core.texts import Stop
 
 STOP = 0
 """The token that ends a text. Token ``1 + b`` is the byte ``b``; longer tokens follow."""

@@ -18,10 +18,10 @@ from unspool.constraints.circuit_transformer import CircuitTransformer, CircuitT
 from unspool.core.branch import Branch
 from unspool.core.cards import Kind
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible, InvalidInput
 from unspool.core.events import Finished
 from unspool.core.sockets import Distribution, Node, Sampler
+from unspool.core.texts import Stop
 from unspool.engine import Engine
 
 PROMPTS = [*asked(3), *asked(2, 4, 2, seed=1)]

@@ -20,10 +20,10 @@ from unspool.constraints._tools import Tool, openapi_tools, read_tools
 from unspool.constraints._vocabulary import Vocabulary
 from unspool.constraints.tooldec import ToolDec
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible
 from unspool.core.events import Finished, Stepped
 from unspool.core.statistics import Statistics
+from unspool.core.texts import Stop
 
 MADE: list[tuple[str, Any]] = []
 

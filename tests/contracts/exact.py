@@ -15,10 +15,10 @@ from torch import Tensor
 
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition
-from unspool.core.decode import Stop
 from unspool.core.events import Finished
 from unspool.core.scores import LOGITS, Request, Scores, Want
 from unspool.core.sockets import Budget, Distribution, Draft, Drafter, Node, Proposal, Sampler, Verdict, Walk
+from unspool.core.texts import Stop
 from unspool.core.tree import ROOT, TokenTree
 
 

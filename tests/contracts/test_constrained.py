@@ -28,12 +28,12 @@ from torch import Tensor
 
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.errors import DeadEnd
 from unspool.core.events import Finished
 from unspool.core.registry import Method
 from unspool.core.sockets import Constraint, Proposal, Sampler
 from unspool.core.statistics import Statistics
+from unspool.core.texts import Stop
 
 
 class Rules(Constraint):

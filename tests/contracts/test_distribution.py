@@ -19,10 +19,10 @@ from torch import Tensor
 from unspool.core.branch import Branch
 from unspool.core.cards import Kind
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.events import Finished
 from unspool.core.registry import Method, registry
 from unspool.core.sockets import Budget, Distribution, Draft, Drafter, Proposal, Sampler, Setup, Verdict, Verifier, Walk
+from unspool.core.texts import Stop
 from unspool.core.tree import ROOT, TokenTree
 from unspool.speculation.drafting.draft_model import DraftModel, DraftModelSettings
 from unspool.speculation.verification._rejection import residual, try_siblings

@@ -20,9 +20,9 @@ from unspool.constraints._constraint import GrammarSettings
 from unspool.constraints.llguidance import LLGuidance
 from unspool.core.cards import Kind
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.model import LanguageModel
 from unspool.core.registry import Method, registry
+from unspool.core.texts import Stop
 from unspool.engine import DEFAULT_METHOD
 
 

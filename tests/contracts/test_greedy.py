@@ -20,13 +20,14 @@ import unspool
 from unspool.core.branch import Branch
 from unspool.core.cards import Kind, setting_fields
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop, decode
+from unspool.core.decode import decode
 from unspool.core.errors import Incompatible
 from unspool.core.events import Event, Finished, Stepped
 from unspool.core.model import Capability, LanguageModel
 from unspool.core.registry import Method, registry
 from unspool.core.scores import Request
 from unspool.core.sockets import Budget, Draft, Drafter, Part, Proposal
+from unspool.core.texts import Stop
 from unspool.core.tree import TokenTree
 from unspool.engine import DEFAULT_METHOD
 

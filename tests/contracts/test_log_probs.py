@@ -9,11 +9,12 @@ from tests.core.test_readers import Taker
 from tests.models.shapes import backend
 
 from unspool.core.compose import compose
-from unspool.core.decode import Stop, decode
+from unspool.core.decode import decode
 from unspool.core.events import Finished
 from unspool.core.model import LanguageModel
 from unspool.core.registry import Method
 from unspool.core.scores import Request
+from unspool.core.texts import Stop
 from unspool.core.tree import TokenTree
 
 

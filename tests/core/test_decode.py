@@ -13,7 +13,7 @@ from tests.toys import TableCache, TableModel
 
 from unspool.core.branch import Branch, mix_seed
 from unspool.core.compose import compose
-from unspool.core.decode import Greedy, Stop, decode
+from unspool.core.decode import Greedy, decode
 from unspool.core.errors import InvalidInput
 from unspool.core.events import Event, Finished, Prefilled, Probe, Scored, Started, Stepped
 from unspool.core.scores import Want
@@ -33,6 +33,7 @@ from unspool.core.sockets import (
     Sampler,
     Search,
 )
+from unspool.core.texts import Stop
 from unspool.core.tree import TokenTree
 
 

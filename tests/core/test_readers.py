@@ -14,7 +14,6 @@ from torch import Tensor
 
 from unspool.core.branch import Branch
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible
 from unspool.core.events import Finished, Prefilled
 from unspool.core.sockets import (
@@ -31,6 +30,7 @@ from unspool.core.sockets import (
     Search,
 )
 from unspool.core.text import spelled
+from unspool.core.texts import Stop
 
 VOCABULARY = 5
 TARGET = TableModel(VOCABULARY, seed=11)

@@ -11,8 +11,8 @@ from tests.toys import TableModel
 
 from unspool.core import decode as loop
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible
+from unspool.core.texts import Stop
 from unspool.evaluation.metrics import log_probs
 from unspool.evaluation.samples import Sample, SideBySide, draw_samples, passes
 from unspool.sampling.standard import SamplingSettings, StandardSampler

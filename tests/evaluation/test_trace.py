@@ -12,9 +12,9 @@ import torch
 from tests.toys import TableModel
 
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.errors import InvalidInput
 from unspool.core.events import Finished, Probe, Scored, Started, Stepped
+from unspool.core.texts import Stop
 from unspool.core.tree import TokenTree
 from unspool.evaluation.trace import TraceRecorder
 

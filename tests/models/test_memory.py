@@ -10,11 +10,11 @@ import transformers
 from tests.models.shapes import VOCAB, backend
 
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.errors import InvalidInput, UnspoolError
 from unspool.core.events import Finished
 from unspool.core.model import Cache, Capability
 from unspool.core.scores import Request
+from unspool.core.texts import Stop
 from unspool.core.tree import TokenTree
 from unspool.evaluation.allocations import allocated
 from unspool.models.conversation import Conversation

@@ -11,9 +11,9 @@ from tests.toys import TableModel
 
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition
-from unspool.core.decode import Stop
 from unspool.core.events import Event, Finished, Scored
 from unspool.core.sockets import Budget, Draft, Drafter, Node, Sampler
+from unspool.core.texts import Stop
 from unspool.core.tree import TokenTree
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from unspool.core.branch import Branch
 from unspool.core.cards import Card, Kind
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible
 from unspool.core.events import Finished, Scored
 from unspool.core.sockets import Constraint, Sampler
+from unspool.core.texts import Stop
 from unspool.sampling import warp
 from unspool.sampling.distortion import Warp
 from unspool.sampling.enumeration import Enumeration, enumerate_strings

@@ -16,10 +16,10 @@ from unspool.circuits.sequence import EOS, circuit_of, task_of
 from unspool.constraints.circuit_transformer import CircuitTransformer
 from unspool.core.branch import Branch
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible, InvalidInput
 from unspool.core.events import Finished, Stepped
 from unspool.core.sockets import Constraint
+from unspool.core.texts import Stop
 from unspool.search._playouts import Node
 from unspool.search.mcts import MCTS, MCTSSettings
 

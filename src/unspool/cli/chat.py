@@ -57,7 +57,7 @@ def chat(
     """Talk to a model; see the help text."""
     settings = _options.parse_settings(setting)
     with _terminal.working("Starting", quiet=quiet or as_json):
-        from unspool.core.decode import Stop
+        from unspool.core.texts import Stop
 
         _session.check(method, sampling)
         Stop(max_new_tokens)

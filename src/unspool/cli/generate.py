@@ -106,7 +106,7 @@ def generate(
     settings = _options.parse_settings(setting)
     quiet_progress = quiet or as_json
     with _terminal.working("Starting", quiet=quiet_progress):
-        from unspool.core.decode import Stop
+        from unspool.core.texts import Stop
 
         _session.check(method, sampling)
         Stop(max_new_tokens, None, tuple(stop or ()), deadline)

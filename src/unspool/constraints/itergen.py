@@ -45,12 +45,12 @@ from unspool.constraints._vocabulary import Vocabulary
 from unspool.core.branch import Branch
 from unspool.core.cards import Card, Kind, make_settings, settings
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.errors import InvalidInput
 from unspool.core.events import Event, Finished, Stepped
 from unspool.core.model import LanguageModel
 from unspool.core.registry import register, registry
 from unspool.core.sockets import Move, Sampler, Search, Setup
+from unspool.core.texts import Stop
 
 
 @settings

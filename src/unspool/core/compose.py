@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from unspool.core.cards import Kind, make_settings, setting_fields
-from unspool.core.decode import Greedy, Stop, decode
+from unspool.core.decode import Greedy, decode
 from unspool.core.errors import Incompatible, InvalidInput, WeightsError
 from unspool.core.events import Event
 from unspool.core.learned import Learned
@@ -28,6 +28,7 @@ from unspool.core.sockets import (
     Setup,
     Verifier,
 )
+from unspool.core.texts import Stop
 
 _SOCKETS: dict[type, str] = {
     Drafter: "drafter",

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
 
 import torch
 
 from unspool.core.branch import Branch
+from unspool.core.constrained import grown, pruned
 from unspool.core.errors import InvalidInput
-from unspool.core.events import Event, Finished, Prefilled, Probe, Scored, Started, Stepped
+from unspool.core.events import Event, Prefilled, Probe, Scored, Started, Stepped
 from unspool.core.log_probs import log_prob, note_pending, unnoted
 from unspool.core.model import Capability, LanguageModel
 from unspool.core.scores import LOGITS, Request, Scores
@@ -25,50 +25,20 @@ from unspool.core.sockets import (
     Draft,
     Drafter,
     Ended,
-    FinishedText,
     LookAhead,
     Move,
     Node,
     Observation,
     Part,
     Reader,
-    Reading,
     Sampler,
     Search,
     Verifier,
     Walk,
     match_target,
 )
-from unspool.core.text import TextStream, spelled
+from unspool.core.texts import Stop, Texts
 from unspool.core.tree import ROOT, TokenTree
-
-_GROWTH = 16
-"""Nodes at most by which forced tokens prolong a draft: a longer run is committed by the round that reaches it."""
-
-
-@dataclass(frozen=True)
-class Stop:
-    """When a request ends.
-
-    Args:
-        max_new_tokens: generated tokens at most, the stop token included.
-        tokens: tokens that end the text; ``None`` for the model's own.
-        strings: text that ends the text; it is not part of the output.
-        deadline: seconds after the start.
-    """
-
-    max_new_tokens: int = 256
-    tokens: frozenset[int] | None = None
-    strings: tuple[str, ...] = field(default=())
-    deadline: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InvalidInput(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
-        if any(not stop for stop in self.strings):
-            raise InvalidInput("a stop string is empty; give at least one character")
-        if self.deadline is not None and self.deadline <= 0:
-            raise InvalidInput(f"the deadline is {self.deadline} s; it must be above 0")
 
 
 class Greedy(Sampler):
@@ -140,7 +110,7 @@ def decode(
     try:
         for branch, prompt in zip(branches, prompts, strict=True):
             yield Started(branch.index, len(prompt))
-            loop.begin(branch)
+            loop.texts.begin(branch)
             text, forced = loop.jump(branch, streaming=search is None)
             if forced:
                 yield Stepped(branch.index, branch.number, 0, forced, text, TokenTree.empty(), (), None, len(forced))
@@ -157,7 +127,7 @@ def decode(
                 group += [branch.fork(number) for number in range(1, search.width)]
                 everything += group[1:]
                 for twin in group[1:]:
-                    loop.begin(twin)
+                    loop.texts.begin(twin)
             groups[branch.index] = group
             loop.numbers[branch.index] = len(group)
 
@@ -178,10 +148,10 @@ def decode(
                 elif all(branch.finished is not None for branch in group):
                     chosen = search.select(group) if search is not None else 0
                     yield from loop.catch_up(group)
-                    said = reader.read([loop.output(branch) for branch in group], chosen) if reader else None
+                    said = reader.read([loop.texts.output(branch) for branch in group], chosen) if reader else None
                     if said is not None and said.choice is not None:
                         chosen = said.choice
-                    yield loop.outcome(group[chosen], said, streaming=search is None)
+                    yield loop.texts.outcome(group[chosen], said, streaming=search is None)
                     for branch in group:
                         loop.release(branch)
                     del groups[index]
@@ -228,93 +198,14 @@ class _Loop:
         self.sampler = sampler
         self.verify = verifier.verify if verifier is not None else match_target
         self.constraint = constraint
-        self.stop = stop
-        self.stop_tokens = model.stop_tokens if stop.tokens is None else stop.tokens
         self.probe = probe
         self.jumps = jumps
         self.want = reduce(or_, (part.want for part in parts), LOGITS)
         self.reads_prompt = any(part.observes_prompt for part in parts)
         self.log_probs = any(part.reads_log_probs for part in parts)
-        self.texts: dict[tuple[int, int], TextStream] = {}
+        self.texts = Texts(model, stop, constraint, self.log_probs)
         self.released: set[int] = set()
         self.numbers: dict[int, int] = {}
-
-    # -- text -----------------------------------------------------------------------------------------------------
-
-    def begin(self, branch: Branch) -> None:
-        branch.limit, branch.stops = self.stop.max_new_tokens, self.stop_tokens
-        if self.model.context_length is not None:
-            branch.limit = min(branch.limit, self.model.context_length - branch.prompt_length)
-        if self.model.tokenizer is not None:
-            self.texts[branch.index, branch.number] = TextStream(self.model.tokenizer, self.stop.strings)
-        elif self.stop.strings:
-            raise InvalidInput(f"stop strings need a tokenizer, and {self.model.name} has none: use stop tokens")
-
-    def last_text(self, branch: Branch, *, streaming: bool) -> str:
-        """What was held back; of a search, whose branches are not streamed, the whole text of the winner."""
-        stream = self.texts.get((branch.index, branch.number))
-        if stream is None:
-            return ""
-        if streaming:
-            return stream.flush()
-        return self.spelled(branch)[0]
-
-    def spelled(self, branch: Branch) -> tuple[str, list[tuple[int, int]]]:
-        """The whole text of a branch, and the characters that each of its tokens writes."""
-        generated = branch.generated
-        if self.model.tokenizer is None:
-            return "", [(0, 0)] * len(generated)
-        return spelled(self.model.tokenizer, generated, self.stop_tokens, self.stop.strings)
-
-    # -- the end --------------------------------------------------------------------------------------------------
-
-    def catch_up(self, group: list[Branch]) -> Iterator[Event]:
-        """One more pass where texts end with tokens whose log-probabilities are wanted and not known: forced ones."""
-        late = [branch for branch in group if unnoted(branch)]
-        if not late:
-            return
-        began, forwards = time.perf_counter(), self.model.forwards
-        trees = [TokenTree.chain(branch.pending) for branch in late]
-        requests = [
-            Request(branch.cache, tree, rows=self.rows(branch, tree)) for branch, tree in zip(late, trees, strict=True)
-        ]
-        for branch, tree, scores in zip(late, trees, self.model.score(requests), strict=True):
-            note_pending(branch, len(tree), scores)
-        yield Prefilled(time.perf_counter() - began, self.model.forwards - forwards)
-
-    def output(self, branch: Branch) -> FinishedText:
-        """A finished branch, as a reader sees it."""
-        assert branch.finished is not None
-        text, spans = self.spelled(branch)
-        return FinishedText(
-            branch.index,
-            branch.number,
-            tuple(branch.source or branch.tokens[: branch.prompt_length]),
-            tuple(branch.generated),
-            text,
-            tuple(spans),
-            self.noted(branch) or (),
-            branch.finished,
-            self.complete(branch),
-        )
-
-    def noted(self, branch: Branch) -> tuple[float, ...] | None:
-        """The log-probabilities of all generated tokens; ``None`` if nobody reads them."""
-        return tuple(value for value in branch.log_probs if value is not None) if self.log_probs else None
-
-    def outcome(self, winner: Branch, reading: Reading | None, *, streaming: bool) -> Finished:
-        """What is told of a finished request."""
-        assert winner.finished is not None
-        return Finished(
-            winner.index,
-            winner.finished,
-            tuple(winner.generated),
-            self.last_text(winner, streaming=streaming),
-            winner.number,
-            self.complete(winner),
-            self.noted(winner),
-            reading,
-        )
 
     # -- the prompt -----------------------------------------------------------------------------------------------
 
@@ -344,6 +235,20 @@ class _Loop:
                     part.observe(seen)
                 branch.cache.commit(range(len(tree)))
             yield Prefilled(time.perf_counter() - began, self.model.forwards - forwards)
+
+    def catch_up(self, group: list[Branch]) -> Iterator[Event]:
+        """One more pass where texts end with tokens whose log-probabilities are wanted and not known: forced ones."""
+        late = [branch for branch in group if unnoted(branch)]
+        if not late:
+            return
+        began, forwards = time.perf_counter(), self.model.forwards
+        trees = [TokenTree.chain(branch.pending) for branch in late]
+        requests = [
+            Request(branch.cache, tree, rows=self.rows(branch, tree)) for branch, tree in zip(late, trees, strict=True)
+        ]
+        for branch, tree, scores in zip(late, trees, self.model.score(requests), strict=True):
+            note_pending(branch, len(tree), scores)
+        yield Prefilled(time.perf_counter() - began, self.model.forwards - forwards)
 
     # -- one round ------------------------------------------------------------------------------------------------
 
@@ -445,7 +350,7 @@ class _Loop:
         ]
         proposed = drafter.propose([live[i] for i, _ in asking], [budget for _, budget in asking]) if asking else []
         proposed = [
-            self.grown(live[i], self.pruned(live[i], draft).limited(budget), budget)
+            grown(self.constraint, live[i], pruned(self.constraint, live[i], draft).limited(budget), budget)
             for draft, (i, budget) in zip(proposed, asking, strict=True)
         ]
         if controller is not None:
@@ -453,45 +358,6 @@ class _Loop:
         for (i, _), draft in zip(asking, proposed, strict=True):
             drafts[i] = draft
         return drafts
-
-    def pruned(self, branch: Branch, draft: Draft) -> Draft:
-        """A draft without what a constraint refuses. Candidates that were drawn at random stay: leaving some out by
-        their tokens would bias the choice, and they were drawn from what is allowed."""
-        if self.constraint is None or draft.q is not None or draft.decreed or not draft.tree:
-            return draft
-        return self.constraint.prune(branch, draft)
-
-    def grown(self, branch: Branch, draft: Draft, budget: Budget) -> Draft:
-        """A draft of fixed candidates with the tokens that a constraint forces after its leaves."""
-        fixed = draft.q is None and not draft.decreed and draft.entered is None
-        if self.constraint is None or not draft.tree or not fixed:
-            return draft
-        tokens, parents = list(draft.tree.token_list), list(draft.tree.parent_list)
-        room = _GROWTH if budget.nodes is None else min(_GROWTH, budget.nodes - len(tokens))
-        for leaf in draft.tree.leaves:
-            if room <= 0:
-                break
-            path = draft.tree.path_tokens(leaf)
-            deepest = room if budget.depth is None else min(room, budget.depth - len(path))
-            forced = self.constraint.forced(branch, branch.tokens + path)[: max(deepest, 0)]
-            node = leaf
-            for token in forced:
-                if token in branch.stops:
-                    break
-                tokens.append(token)
-                parents.append(node)
-                node = len(tokens) - 1
-                room -= 1
-        added = len(tokens) - len(draft.tree)
-        if not added:
-            return draft
-        return Draft(
-            TokenTree(tokens, parents),
-            None,
-            draft.q_rows + draft.q_rows[:1] * added,
-            draft.confidence + [1.0] * added if draft.confidence else [],
-            origin=(draft.origin or list(range(len(draft.tree)))) + [-1] * added,
-        )
 
     def room(self, branch: Branch) -> int:
         """How deep a draft can be of use: the token after it must still fit."""
@@ -514,7 +380,7 @@ class _Loop:
             path, chosen, ended = draft.tree.path(end.node), [], True
         tokens = [draft.tree.token_list[node] for node in path] + chosen
 
-        text, tokens = self.until_stop(branch, tokens, streaming)
+        text, tokens = self.texts.until_stop(branch, tokens, streaming)
         # A stop inside the accepted run takes the rest of the run with it.
         path = path[: len(tokens)]
         if len(tokens) < len(path) + len(chosen):
@@ -556,43 +422,12 @@ class _Loop:
         chosen ones are. The text that they release, and the tokens."""
         if self.constraint is None or not self.jumps or branch.finished is not None:
             return "", ()
-        text, tokens = self.until_stop(branch, self.constraint.forced(branch, branch.tokens), streaming)
+        text, tokens = self.texts.until_stop(branch, self.constraint.forced(branch, branch.tokens), streaming)
         branch.tokens.extend(tokens)
         branch.log_z += [None] * len(tokens)
         if self.log_probs:
             branch.log_probs += [None] * len(tokens)
         return text, tuple(tokens)
-
-    def complete(self, branch: Branch) -> bool | None:
-        """Whether the constraint calls the text of a finished branch complete."""
-        # What a stop string took away is no longer in the text, but still among the tokens.
-        if self.constraint is None or branch.finished == "stop-string":
-            return None
-        last = branch.finished == "stop-token"
-        return self.constraint.complete(branch, branch.tokens[:-1] if last else branch.tokens)
-
-    def until_stop(self, branch: Branch, tokens: list[int], streaming: bool) -> tuple[str, list[int]]:
-        """The tokens up to the first reason to stop, and the text that they release; marks the branch if there is
-        one."""
-        stream = self.texts.get((branch.index, branch.number))
-        count = len(branch.tokens) - branch.prompt_length
-        text = ""
-        for place, token in enumerate(tokens):
-            if token in self.stop_tokens:
-                branch.finished = "stop-token"
-            else:
-                if stream is not None and (streaming or self.stop.strings):
-                    text += stream.push(token)
-                    if stream.stopped is not None:
-                        branch.finished = "stop-string"
-                if branch.finished is None and count + place + 1 >= self.stop.max_new_tokens:
-                    branch.finished = "length"
-                context = self.model.context_length
-                if branch.finished is None and context is not None and len(branch.tokens) + place + 1 >= context:
-                    branch.finished = "context"
-            if branch.finished is not None:
-                return text, tokens[: place + 1]
-        return text, tokens
 
     def probabilities(self, walk: Walk, path: list[int], tokens: list[int]) -> Probe:
         """The model's own probability of every draft node and every committed token."""
@@ -630,12 +465,9 @@ class _Loop:
             if self.log_probs:
                 branch.log_probs += [None] * len(move.then)
             if branch is not group[source] or keep is not None:
-                self.begin(branch)
-                if (stream := self.texts.get((branch.index, branch.number))) is not None and self.stop.strings:
-                    for token in branch.generated:
-                        stream.push(token)
+                self.texts.begin(branch)
             if move.then and branch.finished is None:
-                if move.then[-1] in self.stop_tokens:
+                if move.then[-1] in branch.stops:
                     branch.finished = "stop-token"
                 elif len(branch.generated) >= branch.limit:
                     branch.finished = "length"

@@ -14,9 +14,9 @@ import torch
 
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible
 from unspool.core.sockets import Move, Observation, Search
+from unspool.core.texts import Stop
 from unspool.core.tree import ROOT
 
 

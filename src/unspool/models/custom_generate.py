@@ -18,11 +18,11 @@ from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput, Gen
 
 from unspool.core.branch import Branch
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.errors import InvalidInput
 from unspool.core.events import Finished, Stepped
 from unspool.core.model import LanguageModel
 from unspool.core.sockets import Distribution, Node, Part, Sampler
+from unspool.core.texts import Stop
 from unspool.models.load import wrap
 from unspool.models.seq2seq import Seq2SeqModel
 

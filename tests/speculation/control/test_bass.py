@@ -14,9 +14,9 @@ from tests.models.shapes import backend, prompts
 from torch import Tensor
 
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible
 from unspool.core.events import Event, Finished, Scored, Stepped
+from unspool.core.texts import Stop
 from unspool.speculation.control.bass import Bass, BassSettings
 
 SAMPLED = FastTable(5, seed=11, scale=1.2)

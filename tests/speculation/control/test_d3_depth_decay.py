@@ -14,12 +14,12 @@ from torch import Tensor
 
 from unspool.core.branch import Branch
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible, InvalidInput
 from unspool.core.events import Finished, Scored
 from unspool.core.model import LanguageModel
 from unspool.core.scores import LOGITS, Request, Scores, Want
 from unspool.core.sockets import Move, Search
+from unspool.core.texts import Stop
 from unspool.core.tree import TokenTree
 from unspool.models.load import wrap
 from unspool.speculation.control.d3_depth_decay import (

@@ -7,10 +7,10 @@ from tests.contracts.exact import RandomDrafts
 from tests.toys import TableModel
 
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.errors import InvalidInput
 from unspool.core.events import Finished, Stepped
 from unspool.core.sockets import Proposal
+from unspool.core.texts import Stop
 
 
 @pytest.mark.parametrize(("nodes", "depth"), [(3, None), (None, 2), (4, 1), (0, None), (None, None)])

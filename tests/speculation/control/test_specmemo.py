@@ -13,10 +13,10 @@ from tests.models.shapes import VOCAB, backend, prompts
 
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible, InvalidInput, WeightsError
 from unspool.core.events import Event, Finished, Stepped
 from unspool.core.sockets import Budget, Draft, Drafter, Proposal
+from unspool.core.texts import Stop
 from unspool.core.tree import TokenTree
 from unspool.models.conversation import Conversation
 from unspool.models.memory import BudgetExceeded

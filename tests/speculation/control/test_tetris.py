@@ -13,9 +13,9 @@ from tests.models.shapes import backend, prompts
 
 from unspool.core.branch import Branch
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.events import Finished, Stepped
 from unspool.core.sockets import Budget, Draft, Drafter, Entered, Proposal, Setup
+from unspool.core.texts import Stop
 from unspool.core.tree import TokenTree
 from unspool.speculation.control.tetris import Tetris, TetrisSettings, select
 

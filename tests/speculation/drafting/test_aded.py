@@ -10,9 +10,9 @@ from tests.toys import TableModel
 
 from unspool.core.branch import Branch
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.events import Finished, Stepped
 from unspool.core.sockets import Budget
+from unspool.core.texts import Stop
 from unspool.core.tree import ROOT
 from unspool.speculation.drafting._trigrams import TrigramTable
 from unspool.speculation.drafting.aded import Aded, AdedSettings, Search

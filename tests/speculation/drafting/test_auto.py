@@ -11,10 +11,10 @@ from tests.toys import TableCache, TableModel
 
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible, InvalidInput
 from unspool.core.events import Stepped
 from unspool.core.sockets import Budget, Draft
+from unspool.core.texts import Stop
 from unspool.core.tree import ROOT, TokenTree
 from unspool.models.costs import PassCosts
 from unspool.speculation.drafting._acceptance import AcceptanceRates, Judge

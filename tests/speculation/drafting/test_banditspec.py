@@ -12,9 +12,9 @@ import torch
 from tests.toys import TableModel
 
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible, InvalidInput
 from unspool.core.events import Finished, Stepped
+from unspool.core.texts import Stop
 from unspool.models.costs import PassCosts
 from unspool.speculation.drafting._bandits import UCB, Bandit, Exp3
 from unspool.speculation.drafting.banditspec import BanditSpec

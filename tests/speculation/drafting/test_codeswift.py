@@ -10,11 +10,11 @@ from tests.toys import TableModel
 
 from unspool.core.branch import Branch
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.errors import InvalidInput
 from unspool.core.events import Finished, Stepped
 from unspool.core.model import Capability, LanguageModel
 from unspool.core.sockets import Budget, Draft
+from unspool.core.texts import Stop
 from unspool.speculation.drafting._suffix_array import SuffixArray
 from unspool.speculation.drafting.codeswift import CodeSwift, CodeSwiftSettings
 

@@ -14,10 +14,10 @@ from tests.speculation.drafting.test_layer_skip import PROMPT, REFUSED, Softmax,
 from torch import Tensor
 
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible
 from unspool.core.events import Stepped
 from unspool.core.scores import Request, Want
+from unspool.core.texts import Stop
 from unspool.core.tree import TokenTree
 from unspool.models.transformers_lm import TransformersModel
 from unspool.speculation.drafting.del_dynamic_exit_layer import (

@@ -13,12 +13,12 @@ from tests.toys import TableCache, TableModel
 
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible, InvalidInput
 from unspool.core.events import Finished, Scored, Stepped
 from unspool.core.model import Capability
 from unspool.core.scores import LOGITS, Request, Scores, Want
 from unspool.core.sockets import Budget, Draft, Move, Proposal, Search
+from unspool.core.texts import Stop
 from unspool.core.tree import ROOT
 from unspool.speculation.drafting._draws import draw_siblings
 from unspool.speculation.drafting.draft_model import DraftModel, DraftModelSettings

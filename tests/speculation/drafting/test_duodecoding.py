@@ -18,9 +18,9 @@ from tests.toys import TableModel
 
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible, InvalidInput
 from unspool.core.events import Finished, Scored, Stepped
+from unspool.core.texts import Stop
 from unspool.speculation.drafting import duodecoding
 from unspool.speculation.drafting._worker import (
     DraftWorkerError,

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible
 from unspool.core.events import Scored
 from unspool.core.sockets import Budget, Distribution, Draft
+from unspool.core.texts import Stop
 from unspool.core.tree import ROOT, TokenTree
 from unspool.speculation.drafting import dyspec
 from unspool.speculation.drafting.dyspec import DySpec

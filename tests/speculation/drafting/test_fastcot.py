@@ -11,11 +11,11 @@ from tests.toys import TableCache, TableModel
 
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible, InvalidInput
 from unspool.core.events import Finished, Stepped
 from unspool.core.scores import Request
 from unspool.core.sockets import Budget, Draft, Observation, Proposal
+from unspool.core.texts import Stop
 from unspool.core.tree import TokenTree
 from unspool.speculation.drafting.fastcot import FastCoT
 from unspool.speculation.verification.early_answer import EarlyAnswer

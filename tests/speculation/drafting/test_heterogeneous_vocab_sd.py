@@ -14,11 +14,11 @@ from tests.toys import TableCache, TableModel
 
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible
 from unspool.core.events import Finished
 from unspool.core.model import Capability
 from unspool.core.sockets import Budget, Draft, Proposal
+from unspool.core.texts import Stop
 from unspool.sampling.standard import SamplingSettings, StandardSampler
 from unspool.speculation.drafting._text_alignment import Alignment, longest_run, spellings, unfinished
 from unspool.speculation.drafting.heterogeneous_vocab_sd import HeterogeneousVocab

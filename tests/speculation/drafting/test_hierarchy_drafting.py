@@ -11,11 +11,11 @@ from tests.toys import TableModel
 
 from unspool.core.branch import Branch
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible, InvalidInput, WeightsError
 from unspool.core.events import Stepped
 from unspool.core.model import Capability
 from unspool.core.sockets import Budget
+from unspool.core.texts import Stop
 from unspool.speculation.drafting._ngram_pool import NgramPool
 from unspool.speculation.drafting._suffix_array import SuffixArray
 from unspool.speculation.drafting.hierarchy_drafting import (

@@ -14,11 +14,11 @@ from tests.toys import TableCache, TableModel
 
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible, WeightsError
 from unspool.core.events import Finished, Stepped
 from unspool.core.scores import Want
 from unspool.core.sockets import Budget, Constraint, Draft, Proposal
+from unspool.core.texts import Stop
 from unspool.core.tree import ROOT, TokenTree
 from unspool.speculation.drafting._decision import DecisionModel, q_features
 from unspool.speculation.drafting.improved_mcsd import ImprovedMCSD, fork, sliced_fork

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from unspool.core.branch import Branch
 from unspool.core.compose import compose
-from unspool.core.decode import Stop, decode
+from unspool.core.decode import decode
 from unspool.core.errors import Incompatible
 from unspool.core.events import Finished, Scored, Stepped
 from unspool.core.model import Capability, LanguageModel
 from unspool.core.scores import Request, Want
 from unspool.core.sockets import Budget, Distribution, Draft, Entered, Node, Sampler
+from unspool.core.texts import Stop
 from unspool.core.tree import TokenTree
 from unspool.models.load import wrap
 from unspool.speculation.drafting._early_exit import Chain

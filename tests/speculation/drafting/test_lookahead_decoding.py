@@ -10,11 +10,11 @@ from tests.toys import TableCache, TableModel
 
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible, InvalidInput
 from unspool.core.events import Finished, Stepped
 from unspool.core.scores import Request
 from unspool.core.sockets import Budget, Draft, Observation
+from unspool.core.texts import Stop
 from unspool.core.tree import ROOT, TokenTree
 from unspool.speculation.drafting._jacobi_window import JacobiWindow, Trie
 from unspool.speculation.drafting.lookahead_decoding import LookaheadDecoding

@@ -11,11 +11,11 @@ from tests.toys import TableCache, TableModel
 
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible, InvalidInput
 from unspool.core.events import Finished, Scored
 from unspool.core.scores import Request
 from unspool.core.sockets import Budget, Draft, Observation
+from unspool.core.texts import Stop
 from unspool.core.tree import ROOT, TokenTree
 from unspool.speculation.drafting._ngram_pool import NgramPool
 from unspool.speculation.drafting.ouroboros import Ouroboros

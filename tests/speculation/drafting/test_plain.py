@@ -5,8 +5,8 @@ from __future__ import annotations
 from tests.toys import TableModel
 
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.events import Scored, Stepped
+from unspool.core.texts import Stop
 
 
 def test_one_pass_a_token() -> None:

@@ -10,10 +10,10 @@ from tests.toys import TableCache, TableModel
 
 from unspool.core.branch import Branch
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.errors import InvalidInput
 from unspool.core.events import Stepped
 from unspool.core.sockets import Budget
+from unspool.core.texts import Stop
 from unspool.speculation.drafting.prompt_lookup import PromptLookup, PromptLookupSettings
 
 

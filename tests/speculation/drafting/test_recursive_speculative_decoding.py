@@ -16,10 +16,10 @@ from tests.toys import TableModel
 
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible, InvalidInput
 from unspool.core.events import Scored, Stepped
 from unspool.core.sockets import Budget, Draft
+from unspool.core.texts import Stop
 from unspool.core.tree import ROOT
 from unspool.speculation.drafting.recursive_speculative_decoding import (
     RecursiveSpeculativeDecoding,

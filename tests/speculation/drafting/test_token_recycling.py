@@ -12,11 +12,11 @@ from tests.toys import TableCache, TableModel
 
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible, InvalidInput, WeightsError
 from unspool.core.events import Finished, Prefilled, Stepped
 from unspool.core.scores import Scores
 from unspool.core.sockets import Budget, Draft, Observation
+from unspool.core.texts import Stop
 from unspool.core.tree import ROOT, TokenTree
 from unspool.speculation.drafting.token_recycling import TEMPLATE, UNKNOWN, K, TokenRecycling, template
 

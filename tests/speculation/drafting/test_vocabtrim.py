@@ -14,10 +14,10 @@ from tests.toys import TableCache, TableModel
 
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible, InvalidInput, WeightsError
 from unspool.core.events import Finished, Stepped
 from unspool.core.sockets import Budget, Draft
+from unspool.core.texts import Stop
 from unspool.models.trimmed_head import TrimmedHead
 from unspool.speculation.drafting.vocabtrim import TokenCounts, VocabTrim, calibration_tokens, indispensable
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.events import Scored, Stepped
 from unspool.core.model import LanguageModel
 from unspool.core.scores import Request
 from unspool.core.sockets import Budget, Controller, Part
+from unspool.core.texts import Stop
 from unspool.core.tree import TokenTree
 from unspool.evaluation.reproductions._common import chi_square_tail
 from unspool.models.load import wrap

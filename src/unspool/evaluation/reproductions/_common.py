@@ -16,11 +16,11 @@ import transformers
 from rich.console import Console
 
 from unspool.core.compose import Composition
-from unspool.core.decode import Stop
 from unspool.core.events import Finished
 from unspool.core.model import LanguageModel
 from unspool.core.registry import registry
 from unspool.core.statistics import Statistics
+from unspool.core.texts import Stop
 from unspool.engine import Engine, load
 from unspool.evaluation.metrics import continuation_logits
 from unspool.evaluation.prompts import Prompt, find_data, load_prompts, passages, spread

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition
-from unspool.core.decode import Stop
 from unspool.core.events import Stepped
 from unspool.core.scores import Request
 from unspool.core.sockets import Budget, Distribution, Draft, Proposal, Verdict, Verifier, Walk
+from unspool.core.texts import Stop
 from unspool.core.tree import ROOT, TokenTree
 from unspool.evaluation.reproductions._common import (
     Continuation,

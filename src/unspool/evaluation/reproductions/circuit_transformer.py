@@ -20,10 +20,10 @@ from unspool.circuits.sequence import EOS, circuit_of
 from unspool.circuits.tables import widened
 from unspool.constraints.circuit_transformer import CircuitTransformer
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.errors import Incompatible
 from unspool.core.events import Finished
 from unspool.core.sockets import Distribution, Node, Sampler
+from unspool.core.texts import Stop
 from unspool.evaluation.reproductions._common import Lab, experiment
 from unspool.search.mcts import MCTS, MCTSSettings
 from unspool.training.circuit_problems import Pair, pairs

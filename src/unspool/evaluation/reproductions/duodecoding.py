@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.events import Scored, Stepped
 from unspool.core.model import LanguageModel
+from unspool.core.texts import Stop
 from unspool.evaluation.reproductions._common import (
     Continuation,
     Lab,

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from unspool.core.branch import Branch
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.errors import InvalidInput
 from unspool.core.events import Finished
 from unspool.core.model import Cache, Capability, LanguageModel
 from unspool.core.scores import LOGITS, Request, Scores, Want
 from unspool.core.sockets import Budget
+from unspool.core.texts import Stop
 from unspool.evaluation.prompts import prose
 from unspool.evaluation.reproductions._common import (
     Continuation,

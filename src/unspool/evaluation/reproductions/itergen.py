@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from unspool.constraints._grammar import Grammar
 from unspool.constraints.itergen import IterGen, IterGenSettings
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.events import Finished, Stepped
 from unspool.core.registry import registry
+from unspool.core.texts import Stop
 from unspool.evaluation.metrics import perplexity
 from unspool.evaluation.reproductions._common import Lab, experiment
 from unspool.sampling.standard import SamplingSettings, StandardSampler

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unspool.core.branch import Branch
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
+from unspool.core.texts import Stop
 from unspool.evaluation.metrics import auc, sibling_logits
 from unspool.evaluation.reproductions._common import Lab, decode_all, experiment
 from unspool.sampling import warp

@@ -27,9 +27,9 @@ from unspool.constraints._monitors.base import Question
 from unspool.constraints._monitors.python import Python
 from unspool.constraints.monitor_guided_decoding import MonitorGuidedDecoding, MonitorSettings
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.events import Finished
 from unspool.core.sockets import Part
+from unspool.core.texts import Stop
 from unspool.evaluation.reproductions._common import Lab, experiment
 
 _LARGEST = 24_000

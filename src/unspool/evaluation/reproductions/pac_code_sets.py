@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from unspool.constraints._pac_calibration import Family, Pair, Program, Solver, allowed_misses, choose, thresholds
 from unspool.constraints._pac_family import Costs, Optimiser, knapsack, milp
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.events import Finished
 from unspool.core.model import LanguageModel
 from unspool.core.sockets import FinishedText, Reader, Reading
+from unspool.core.texts import Stop
 from unspool.evaluation.reproductions._common import Lab, experiment
 from unspool.models.load import load_model, wrap
 from unspool.training import corpora

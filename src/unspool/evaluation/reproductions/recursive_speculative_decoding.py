@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from unspool.core.decode import Stop
 from unspool.core.events import Stepped
 from unspool.core.sockets import Distribution
+from unspool.core.texts import Stop
 from unspool.core.tree import TokenTree
 from unspool.evaluation.reproductions._common import Lab, chi_square_tail, experiment
 from unspool.evaluation.reproductions._pair import TARGET, Pair, sampler

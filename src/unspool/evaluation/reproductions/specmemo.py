@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unspool.core.compose import Composition, compose
-from unspool.core.decode import Stop
 from unspool.core.events import Finished, Stepped
 from unspool.core.scores import Request
 from unspool.core.statistics import Statistics
+from unspool.core.texts import Stop
 from unspool.core.tree import TokenTree
 from unspool.evaluation.allocations import allocated
 from unspool.evaluation.reproductions._common import Continuation, Lab, agreement, decode_all, experiment

@@ -27,9 +27,9 @@ from unspool.circuits.tables import widened
 from unspool.constraints.circuit_transformer import CircuitTransformer
 from unspool.core.cards import settings
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.events import Finished
 from unspool.core.model import LanguageModel
+from unspool.core.texts import Stop
 from unspool.training.circuit_problems import Pair, held_out, pairs, relabelled, strayed
 from unspool.training.loop import Optimisation, train
 from unspool.training.objectives import Batch

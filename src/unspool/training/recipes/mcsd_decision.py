@@ -22,9 +22,9 @@ from torch.nn import functional
 
 from unspool.core.cards import settings
 from unspool.core.compose import compose
-from unspool.core.decode import Stop
 from unspool.core.errors import InvalidInput
 from unspool.core.model import LanguageModel
+from unspool.core.texts import Stop
 from unspool.models.artefacts import find, read_card
 from unspool.models.load import load_model
 from unspool.sampling.standard import SamplingSettings, StandardSampler

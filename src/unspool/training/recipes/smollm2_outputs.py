@@ -17,10 +17,11 @@ from typing import Annotated
 from pydantic import Field
 
 from unspool.core.cards import settings
-from unspool.core.decode import Greedy, Stop, decode
+from unspool.core.decode import Greedy, decode
 from unspool.core.events import Finished
 from unspool.core.model import LanguageModel
 from unspool.core.sockets import Sampler
+from unspool.core.texts import Stop
 from unspool.models.answers import Answer, read_answers, write_answers
 from unspool.models.catalogue import CATALOGUE
 from unspool.models.load import load_model

@@ -21,9 +21,10 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerFast
 
 from unspool.core.cards import settings
-from unspool.core.decode import Stop, decode
+from unspool.core.decode import decode
 from unspool.core.events import Finished
 from unspool.core.model import LanguageModel
+from unspool.core.texts import Stop
 from unspool.models.load import wrap
 from unspool.training.corpora import Split
 from unspool.training.loop import Optimisation, train
