@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unspool.cli import _declared
+from unspool.cli import _declared, _options
 from unspool.core.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -197,24 +196,9 @@ def asked(
 def options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of :func:`asked` in the place of its parameter ``constraint``, in which their values
     arrive by name."""
-    signature = inspect.signature(command, eval_str=True)
     every = inspect.signature(asked, eval_str=True).parameters.values()
-    flags = [
-        flag.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        for flag in every
-        if flag.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
-    names = [flag.name for flag in flags]
-
-    @functools.wraps(command)
-    def wrapper(**values: Any) -> Any:
-        return command(constraint={name: values.pop(name) for name in names}, **values)
-
-    parameters = [
-        one for own in signature.parameters.values() for one in (flags if own.name == "constraint" else [own])
-    ]
-    wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return wrapper
+    flags = [flag for flag in every if flag.kind is inspect.Parameter.KEYWORD_ONLY]
+    return _options.spread(command, "constraint", flags, dict)
 
 
 def _plain(method: str, grammar: Grammar) -> Asked:

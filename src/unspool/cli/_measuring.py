@@ -29,7 +29,7 @@ class Wish:
     Args:
         suite, data, texts, limit, window, stride, raw: what is asked.
         methods, peers: who is asked; without methods the default, or of a suite that asks no method nobody.
-        model and others: how.
+        loading and others: how.
         samples, seed, max_new_tokens, exact: how much.
         out, report, as_json, quiet, fresh: what becomes of it.
         engine, address, replicas: where it runs.
@@ -46,14 +46,10 @@ class Wish:
     raw: bool = False
     methods: Sequence[str] = ()
     peers: str | None = None
-    model: str = ""
+    loading: _options.Loading = _options.LOADING
     draft: str | None = None
     settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    dtype: str = "auto"
-    backend: str = "auto"
-    device: str | None = None
-    threads: int | None = None
     samples: int = 1
     seed: int = 0
     max_new_tokens: int | None = None
@@ -131,18 +127,17 @@ def choose_arms(wish: Wish, suite: Suite, items: Sequence[Item]) -> tuple[list[A
     """
     from unspool.evaluation import arms
 
-    running = {"dtype": wish.dtype, "backend": wish.backend, "device": wish.device, "threads": wish.threads}
+    running = dataclasses.asdict(wish.loading)
+    model = running.pop("model")
     if suite.kind == "score":
         if wish.methods or wish.peers:
             raise InvalidInput(f"{suite.name} asks the model for probabilities and nobody for answers: name no methods")
-        (plain,) = arms.method_specs(["plain"], wish.model, settings={}, sampling={}, **running)
+        (plain,) = arms.method_specs(["plain"], model, settings={}, sampling={}, **running)
         return [dataclasses.replace(plain, name="model")], []
     names = wish.methods or [_options.DEFAULT_METHOD]
     ours = [name for name in names if name not in arms.REFERENCES]
     references = [name for name in names if name in arms.REFERENCES]
-    specs = arms.method_specs(
-        ours, wish.model, settings=wish.settings, sampling=wish.sampling, draft=wish.draft, **running
-    )
+    specs = arms.method_specs(ours, model, settings=wish.settings, sampling=wish.sampling, draft=wish.draft, **running)
     known = arms.reference_specs(suite, items, references)
     order = {name: place for place, name in enumerate(names)}
     specs = sorted([*specs, *known], key=lambda spec: order.get(spec.name, 0))
@@ -150,7 +145,7 @@ def choose_arms(wish: Wish, suite: Suite, items: Sequence[Item]) -> tuple[list[A
     if wish.peers is not None:
         if wish.sampling.get("temperature"):
             raise InvalidInput("--peers decode greedily, as the comparison of speed is made: leave --temperature out")
-        beside, absent = arms.peer_specs(wish.peers, wish.model, threads=wish.threads, draft=wish.draft)
+        beside, absent = arms.peer_specs(wish.peers, model, threads=wish.loading.threads, draft=wish.draft)
         specs += beside
     if not specs:
         raise InvalidInput("there is nobody to answer: name a method, or a peer that is installed")
@@ -250,17 +245,17 @@ def _fetch(wish: Wish, specs: Sequence[ArmSpec]) -> None:
     if any(spec.model for spec in specs):
         from unspool.models.hub import resolve
 
-        for name in filter(None, (wish.model, wish.draft)):
+        for name in filter(None, (wish.loading.model, wish.draft)):
             resolve(name, progress=not wish.silent and _terminal.errors().is_terminal)
 
 
 def _windows(wish: Wish, suite: Any, items: Sequence[Item], spec: ArmSpec, engines: dict[Any, Any]) -> list[Item]:
     from unspool.evaluation.answerers import engine_of
 
-    with _terminal.working(f"Loading {wish.model}", quiet=wish.silent):
+    with _terminal.working(f"Loading {wish.loading.model}", quiet=wish.silent):
         engine = engine_of(spec, engines)
         if engine.model.tokenizer is None:
-            raise InvalidInput(f"{wish.model} has no tokenizer, so there are no tokens to count")
+            raise InvalidInput(f"{wish.loading.model} has no tokenizer, so there are no tokens to count")
         windows: list[Item] = suite.windows(items, engine.model.tokenizer)
     return windows if wish.limit is None else windows[: wish.limit]
 
@@ -288,7 +283,7 @@ def _results(
             "unspool": __version__,
             "machine": machine.describe(),
             "suite": suite.name if wish.suite == suite.name else wish.suite,
-            "model": wish.model,
+            "model": wish.loading.model,
             "started": started,
             "arms": outcome.arms,
             "limit": {
@@ -334,8 +329,8 @@ def _roofline(wish: Wish, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] |
     from unspool.models.hub import resolve
 
     context = sum(turn["prompt_tokens"] + turn["tokens"] / 2 for turn in turns) / len(turns)
-    threads = wish.threads or torch.get_num_threads()
-    return roofline(resolve(wish.model, progress=False), threads, context, dtype=wish.dtype)
+    threads = wish.loading.threads or torch.get_num_threads()
+    return roofline(resolve(wish.loading.model, progress=False), threads, context, dtype=wish.loading.dtype)
 
 
 def _write(wish: Wish, results: Mapping[str, Any]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,6 +109,21 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Threads on the CPU. \\[default: torch's choice]", rich_help_panel=RUNNING),
 ]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Which model, and how it runs."""
+
+    model: Model = DEFAULT_MODEL
+    dtype: Dtype = "auto"
+    backend: Backend = "auto"
+    device: Device = None
+    threads: Threads = None
+
+
+LOADING = Loading()
+
 Learned = Annotated[
     Path | None,
     typer.Option(
@@ -118,6 +134,27 @@ Learned = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no statistics.", rich_help_panel=SHOWING)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.", rich_help_panel=SHOWING)]
+
+
+def spread(
+    command: Callable[..., Any], name: str, flags: Sequence[inspect.Parameter], gather: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Give a command ``flags`` in the place of its parameter ``name``, which receives what ``gather`` makes of them."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [flag.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for flag in flags]
+
+    @functools.wraps(command)
+    def wrapper(**values: Any) -> Any:
+        return command(**{name: gather(**{flag.name: values.pop(flag.name) for flag in own})}, **values)
+
+    parameters = [one for given in signature.parameters.values() for one in (own if given.name == name else [given])]
+    wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return wrapper
+
+
+def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of :class:`Loading` in the place of its parameter ``loading``."""
+    return spread(command, "loading", [*inspect.signature(Loading, eval_str=True).parameters.values()], Loading)
 
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unspool.cli import _terminal
+from unspool.cli._options import Loading
 from unspool.core.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -37,28 +38,21 @@ def check(method: str, sampling: Mapping[str, Any]) -> None:
         make_settings(SamplingSettings, sampling, "sampling")
 
 
-def open_engine(
-    model: str,
-    *,
-    dtype: str = "auto",
-    device: str | None = None,
-    backend: str = "auto",
-    threads: int | None = None,
-    quiet: bool = False,
-) -> Engine:
+def open_engine(loading: Loading, *, quiet: bool = False) -> Engine:
     """Load a model, with a spinner, or with the bars of the download if it has to be fetched first."""
     with _terminal.working("Starting", quiet=quiet):
         import torch
 
         from unspool.engine import load
         from unspool.models.hub import is_cached
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if is_cached(model):
-        with _terminal.working(f"Loading {model}", quiet=quiet):
-            return load(model, dtype=dtype, device=device, backend=backend, progress=False)
-    shown = not quiet and _terminal.errors().is_terminal
-    return load(model, dtype=dtype, device=device, backend=backend, progress=shown)
+    if loading.threads is not None:
+        torch.set_num_threads(loading.threads)
+    fetched = not is_cached(loading.model)
+    progress = fetched and not quiet and _terminal.errors().is_terminal
+    with _terminal.working(f"Loading {loading.model}", quiet=quiet or fetched):
+        return load(
+            loading.model, dtype=loading.dtype, device=loading.device, backend=loading.backend, progress=progress
+        )
 
 
 def used_settings(composition: Composition, *, changed_only: bool = False) -> dict[str, dict[str, Any]]:

@@ -45,7 +45,7 @@ class _Bench(TyperCommand):
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("bench", cls=_Bench, help=_HELP)(_options.sampling_options(bench))
+    app.command("bench", cls=_Bench, help=_HELP)(_options.sampling_options(_options.loading_options(bench)))
 
 
 def bench(
@@ -92,11 +92,7 @@ def bench(
     draft: _options.Draft = None,
     raw: _suites.Raw = False,
     seed: _options.Seed = 0,
-    model: _options.Model = _options.DEFAULT_MODEL,
-    dtype: _options.Dtype = "auto",
-    backend: _options.Backend = "auto",
-    device: _options.Device = None,
-    threads: _options.Threads = None,
+    loading: _options.Loading = _options.LOADING,
     engine: _suites.Engine = "inprocess",
     address: _suites.Address = None,
     replicas: _suites.Replicas = None,
@@ -125,14 +121,10 @@ def bench(
         raw=raw,
         methods=parse(methods),
         peers=peers,
-        model=model,
+        loading=loading,
         draft=draft,
         settings=_options.parse_settings(setting),
         sampling=sampling,
-        dtype=dtype,
-        backend=backend,
-        device=device,
-        threads=threads,
         seed=seed,
         max_new_tokens=tokens if tokens is not None else max_new_tokens,
         exact=tokens is not None,

@@ -39,7 +39,7 @@ where these pairs come from, and be decoded with the same options.
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("calibrate", help=_HELP)(_options.sampling_options(calibrate))
+    app.command("calibrate", help=_HELP)(_options.sampling_options(_options.loading_options(calibrate)))
 
 
 def complete_calibrated(incomplete: str) -> list[str]:
@@ -76,11 +76,7 @@ def calibrate(
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Prompts side by side.")] = 8,
     seed: _options.Seed = 0,
-    model: _options.Model = _options.DEFAULT_MODEL,
-    dtype: _options.Dtype = "auto",
-    backend: _options.Backend = "auto",
-    device: _options.Device = None,
-    threads: _options.Threads = None,
+    loading: _options.Loading = _options.LOADING,
     quiet: _options.Quiet = False,
     as_json: _options.Json = False,
     **sampling: Any,
@@ -110,12 +106,12 @@ def calibrate(
     told_by = ""
     with _bar(silent) as advance:
         if questions:
-            engine = _session.open_engine(
-                model, dtype=dtype, device=device, backend=backend, threads=threads, quiet=silent
-            )
+            engine = _session.open_engine(loading, quiet=silent)
             told_by = engine.model.name
             if engine.model.tokenizer is None:
-                raise InvalidInput(f"{model} has no tokenizer; bring the outputs along, as tokens with logprobs")
+                raise InvalidInput(
+                    f"{loading.model} has no tokenizer; bring the outputs along, as tokens with logprobs"
+                )
             options = {
                 "max_new_tokens": max_new_tokens,
                 "stop": tuple(stop or ()),

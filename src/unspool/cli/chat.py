@@ -33,7 +33,7 @@ _COMMANDS = "/reset  start over\n/system TEXT  what the model is told first\n/st
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("chat", help=_HELP)(_options.sampling_options(_constraints.options(chat)))
+    app.command("chat", help=_HELP)(_options.sampling_options(_options.loading_options(_constraints.options(chat))))
 
 
 def chat(
@@ -45,11 +45,7 @@ def chat(
     constraint: Any = None,
     max_new_tokens: _options.MaxNewTokens = 512,
     seed: _options.Seed = 0,
-    model: _options.Model = _options.DEFAULT_MODEL,
-    dtype: _options.Dtype = "auto",
-    backend: _options.Backend = "auto",
-    device: _options.Device = None,
-    threads: _options.Threads = None,
+    loading: _options.Loading = _options.LOADING,
     quiet: _options.Quiet = False,
     as_json: _options.Json = False,
     **sampling: Any,
@@ -63,11 +59,11 @@ def chat(
         Stop(max_new_tokens)
         asked = _constraints.asked(method, **constraint)
         method, settings = asked.method, {**settings, **asked.options.pop("settings", {})}
-    engine = _session.open_engine(
-        model, dtype=dtype, device=device, backend=backend, threads=threads, quiet=quiet or as_json
-    )
+    engine = _session.open_engine(loading, quiet=quiet or as_json)
     if not getattr(engine.model.tokenizer, "chats", False):
-        raise InvalidInput(f"{model} has no chat template: it continues texts (unspool generate), it does not converse")
+        raise InvalidInput(
+            f"{loading.model} has no chat template: it continues texts (unspool generate), it does not converse"
+        )
     options: dict[str, Any] = {"draft": draft, "settings": settings, "seed": seed, "max_new_tokens": max_new_tokens}
     options |= asked.options
     composition = engine.compose(method, draft=draft, settings=settings, **asked.options, **sampling)
@@ -75,7 +71,7 @@ def chat(
     console = _terminal.errors()
     person = sys.stdin.isatty()
     if person and not quiet:
-        console.print(f"{model}, {method}. /help lists the commands, Ctrl-D leaves.", style="dim", markup=False)
+        console.print(f"{loading.model}, {method}. /help lists the commands, Ctrl-D leaves.", style="dim", markup=False)
     history: list[dict[str, str]] = _opening(system)
     statistics = not quiet and not as_json
     with _session.learning(composition, learned, quiet=quiet or as_json):

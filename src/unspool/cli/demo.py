@@ -34,7 +34,7 @@ measured answer is known beforehand. The answers must be the same, token for tok
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("demo", help=_HELP)(demo)
+    app.command("demo", help=_HELP)(_options.loading_options(demo))
 
 
 def demo(
@@ -43,11 +43,7 @@ def demo(
     setting: _options.Set = None,
     draft: _options.Draft = None,
     max_new_tokens: _options.MaxNewTokens = 160,
-    model: _options.Model = _options.DEFAULT_MODEL,
-    dtype: _options.Dtype = "auto",
-    backend: _options.Backend = "auto",
-    device: _options.Device = None,
-    threads: _options.Threads = None,
+    loading: _options.Loading = _options.LOADING,
     trace: Annotated[
         Path | None,
         typer.Option(
@@ -66,9 +62,7 @@ def demo(
     settings = _options.parse_settings(setting)
     with _terminal.working("Starting", quiet=quiet or as_json):
         _session.check(method, {})
-    engine = _session.open_engine(
-        model, dtype=dtype, device=device, backend=backend, threads=threads, quiet=quiet or as_json
-    )
+    engine = _session.open_engine(loading, quiet=quiet or as_json)
     composition = engine.compose(method, draft=draft, settings=settings)
     if not (composition.lossless and composition.sampler.card.lossless):
         raise Incompatible(
@@ -87,7 +81,7 @@ def demo(
 
     watch = _session.ignore if as_json else _session.write_text
     if not as_json:
-        console.print(f"[bold]{model}[/bold] answers with [bold]{method}[/bold]:\n", markup=True)
+        console.print(f"[bold]{loading.model}[/bold] answers with [bold]{method}[/bold]:\n", markup=True)
     fast = _run(engine, prompt, method, watch, **mine)
     if not as_json:
         console.print("\n\nThe same question with [bold]plain[/bold] decoding:\n")
@@ -98,7 +92,7 @@ def demo(
     ratio = a.tokens_per_second / b.tokens_per_second
     if as_json:
         answer = {
-            "model": model,
+            "model": loading.model,
             "method": method,
             "prompt": prompt,
             "text": fast.text,
@@ -118,7 +112,7 @@ def demo(
             )
             console.print(f"The answers [red]differ[/red] from token {place} on. A lossless method must not do that.")
     if trace is not None:
-        _record(engine, prompt, method, model, trace, mine)
+        _record(engine, prompt, method, loading.model, trace, mine)
         if not quiet and not as_json:
             console.print(f"trace: {trace}", markup=False, soft_wrap=True)
     if not identical:

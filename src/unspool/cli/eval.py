@@ -34,7 +34,7 @@ given again.
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("eval", help=_HELP)(_options.sampling_options(evaluate))
+    app.command("eval", help=_HELP)(_options.sampling_options(_options.loading_options(evaluate)))
 
 
 def evaluate(
@@ -68,11 +68,7 @@ def evaluate(
     max_new_tokens: _suites.MaxNewTokens = None,
     raw: _suites.Raw = False,
     seed: _options.Seed = 0,
-    model: _options.Model = _options.DEFAULT_MODEL,
-    dtype: _options.Dtype = "auto",
-    backend: _options.Backend = "auto",
-    device: _options.Device = None,
-    threads: _options.Threads = None,
+    loading: _options.Loading = _options.LOADING,
     engine: _suites.Engine = "inprocess",
     address: _suites.Address = None,
     replicas: _suites.Replicas = None,
@@ -100,14 +96,10 @@ def evaluate(
         stride=stride,
         raw=raw,
         methods=[method] if method is not None else [] if methods is None else parse(methods),
-        model=model,
+        loading=loading,
         draft=draft,
         settings=_options.parse_settings(setting),
         sampling=sampling,
-        dtype=dtype,
-        backend=backend,
-        device=device,
-        threads=threads,
         samples=samples,
         seed=seed,
         max_new_tokens=max_new_tokens,

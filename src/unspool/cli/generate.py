@@ -42,7 +42,7 @@ The text goes to standard output as it comes; one line of statistics follows on 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     app.command("generate", help=_HELP, no_args_is_help=False)(
-        _options.sampling_options(_constraints.options(generate))
+        _options.sampling_options(_options.loading_options(_constraints.options(generate)))
     )
 
 
@@ -68,11 +68,7 @@ def generate(
     ] = None,
     deadline: Annotated[float | None, typer.Option("--deadline", help="Seconds after which to stop.")] = None,
     seed: _options.Seed = 0,
-    model: _options.Model = _options.DEFAULT_MODEL,
-    dtype: _options.Dtype = "auto",
-    backend: _options.Backend = "auto",
-    device: _options.Device = None,
-    threads: _options.Threads = None,
+    loading: _options.Loading = _options.LOADING,
     show_drafts: Annotated[
         bool,
         typer.Option(
@@ -113,9 +109,7 @@ def generate(
         asked = _constraints.asked(method, **constraint)
         method, settings = asked.method, {**settings, **asked.options.pop("settings", {})}
 
-    engine = _session.open_engine(
-        model, dtype=dtype, device=device, backend=backend, threads=threads, quiet=quiet_progress
-    )
+    engine = _session.open_engine(loading, quiet=quiet_progress)
     composition = engine.compose(method, draft=draft, settings=settings, **asked.options, **sampling)
     if show_drafts and composition.search is not None:
         raise InvalidInput(f"{method} searches along several texts at once, which no stream can show: use --trace")
@@ -133,7 +127,7 @@ def generate(
         recorder = TraceRecorder(
             engine.model.tokenizer,
             [encoded],
-            model=model,
+            model=loading.model,
             method=method,
             settings={name: value for part in changed.values() for name, value in part.items()} | {"seed": seed},
         )
@@ -175,7 +169,7 @@ def generate(
             "finish_reason": result.finish_reason,
             "statistics": result.statistics.as_dict(),
             "method": method,
-            "model": model,
+            "model": loading.model,
             "settings": _session.used_settings(composition),
             "lossless": composition.lossless,
             "seed": seed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
@@ -55,6 +55,34 @@ def llama(
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 weight.div_((2 * layers) ** 0.5)
     return model
+
+
+class Sizes(Protocol):
+    """What the settings of a recipe say of its network."""
+
+    @property
+    def layers(self) -> int: ...
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def mlp(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def llama_of(chosen: Sizes, tokenizer: PreTrainedTokenizerBase, *, context: int, heads: int = 4) -> LlamaForCausalLM:
+    """:func:`llama` in the sizes that settings name, for a tokenizer whose texts end with its end token."""
+    return llama(
+        vocabulary=len(tokenizer),
+        layers=chosen.layers,
+        hidden=chosen.hidden,
+        mlp=chosen.mlp,
+        heads=heads,
+        kv_heads=heads,
+        context=context,
+        end=tokenizer.eos_token_id,
+        seed=chosen.seed,
+    )
 
 
 def save(

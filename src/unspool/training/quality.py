@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from unspool.core.decode import decode
+from unspool.core.events import Finished
+from unspool.core.model import LanguageModel
+from unspool.core.texts import Stop
 from unspool.training.objectives import Batch, cross_entropy, layer_states, readout
+
+
+def answers(model: LanguageModel, prompts: Sequence[str], *, limit: int, batch: int = 50) -> list[str]:
+    """What greedy decoding gives to each prompt, in at most ``limit`` tokens; ``batch`` of them go together."""
+    assert model.tokenizer is not None
+    found: dict[int, str] = {}
+    for start in range(0, len(prompts), batch):
+        some = [model.tokenizer.encode(prompt) for prompt in prompts[start : start + batch]]
+        for event in decode(model, some, stop=Stop(limit)):
+            if isinstance(event, Finished):
+                found[start + event.index] = model.tokenizer.decode(event.tokens)
+    return [found[index] for index in range(len(prompts))]
 
 
 def logits_of(model: PreTrainedModel, tokens: Tensor) -> Tensor:

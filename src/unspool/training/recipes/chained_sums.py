@@ -19,14 +19,12 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerFast
 
 from unspool.core.cards import settings
-from unspool.core.decode import decode
-from unspool.core.events import Finished
 from unspool.core.model import LanguageModel
-from unspool.core.texts import Stop
 from unspool.models.load import wrap
+from unspool.training import quality
 from unspool.training.corpora import Split
 from unspool.training.loop import Optimisation, train
-from unspool.training.networks import llama, rounded, save
+from unspool.training.networks import llama_of, rounded, save
 from unspool.training.objectives import Batch, NextToken, Objective
 from unspool.training.recipes import Bench, Quality, recipe
 from unspool.training.tokenizers import END, listed
@@ -110,23 +108,16 @@ class ChainedSumsSettings:
     minutes: Annotated[float, Field(gt=0, description="limit of time")] = 6.0
 
 
-def exact_answers(model: LanguageModel, asked: Sequence[Problem], batch: int = 32) -> tuple[float, float]:
+def exact_answers(model: LanguageModel, asked: Sequence[Problem]) -> tuple[float, float]:
     """Decode greedily, and compare with the truth.
 
     Returns:
         The share of problems whose answer is right, and of those that are right to the last character as well.
     """
-    assert model.tokenizer is not None
-    answers = texts = 0
-    for start in range(0, len(asked), batch):
-        group = asked[start : start + batch]
-        prompts = [model.tokenizer.encode(problem.question) for problem in group]
-        limit = max(len(problem.text) for problem in group)
-        for event in decode(model, prompts, stop=Stop(limit)):
-            if isinstance(event, Finished):
-                said, problem = model.tokenizer.decode(event.tokens), group[event.index]
-                answers += said.partition(TRIGGER)[2].strip() == problem.answer
-                texts += problem.question + said == problem.text
+    said = quality.answers(model, [problem.question for problem in asked], limit=max(len(p.text) for p in asked))
+    pairs = list(zip(said, asked, strict=True))
+    answers = sum(text.partition(TRIGGER)[2].strip() == problem.answer for text, problem in pairs)
+    texts = sum(problem.question + text == problem.text for text, problem in pairs)
     return answers / len(asked), texts / len(asked)
 
 
@@ -149,18 +140,7 @@ def learn(chosen: ChainedSumsSettings, bench: Bench, objective: Objective) -> Qu
         objective: its batches are problems of one length, those predictions weighted 0 that lie in the question.
     """
     tokenizer = make_tokenizer()
-    end: int = tokenizer.eos_token_id
-    model = llama(
-        vocabulary=len(tokenizer),
-        layers=chosen.layers,
-        hidden=chosen.hidden,
-        mlp=chosen.mlp,
-        heads=4,
-        kv_heads=4,
-        context=CONTEXT,
-        end=end,
-        seed=chosen.seed,
-    )
+    model = llama_of(chosen, tokenizer, context=CONTEXT)
     bench.say(f"{model.num_parameters():,} parameters")
     source = problems(seed=chosen.seed, split="train", steps=chosen.additions, digit=chosen.digit)
     held = list(islice(problems(seed=1, steps=chosen.additions, digit=chosen.digit), chosen.measured))

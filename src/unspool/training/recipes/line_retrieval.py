@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerF
 from unspool.core.cards import settings
 from unspool.training import quality
 from unspool.training.loop import Optimisation, train
-from unspool.training.networks import llama, rounded, save
+from unspool.training.networks import llama_of, rounded, save
 from unspool.training.objectives import Batch, NextToken
 from unspool.training.recipes import Bench, Quality, recipe
 from unspool.training.tokenizers import listed
@@ -160,17 +160,7 @@ class Curriculum:
 def network(chosen: LineRetrievalSettings, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """The network before its training; heads are 32 wide."""
     heads = max(chosen.hidden // 32, 1)
-    model = llama(
-        vocabulary=len(tokenizer),
-        layers=chosen.layers,
-        hidden=chosen.hidden,
-        mlp=chosen.mlp,
-        heads=heads,
-        kv_heads=heads,
-        context=CONTEXT,
-        end=tokenizer.eos_token_id,
-        seed=chosen.seed,
-    )
+    model = llama_of(chosen, tokenizer, context=CONTEXT, heads=heads)
     look_alike(model, chosen.seed)
     look_back(model)
     return model

@@ -17,7 +17,7 @@ from unspool.core.cards import settings
 from unspool.models.artefacts import find, read_card
 from unspool.training import corpora, quality
 from unspool.training.loop import Optimisation, train
-from unspool.training.networks import llama, rounded, save
+from unspool.training.networks import llama_of, rounded, save
 from unspool.training.objectives import LayerSkip
 from unspool.training.recipes import Bench, Quality, recipe
 
@@ -66,17 +66,7 @@ def RECIPE(chosen: StdlibLayerskipSettings, bench: Bench) -> Quality:
         for split in corpora.SPLITS
     )
     held = held_text.even(HELD_OUT_WINDOWS, chosen.length + 1)
-    model = llama(
-        vocabulary=len(tokenizer),
-        layers=chosen.layers,
-        hidden=chosen.hidden,
-        mlp=chosen.mlp,
-        heads=4,
-        kv_heads=4,
-        context=CONTEXT,
-        end=end,
-        seed=chosen.seed,
-    )
+    model = llama_of(chosen, tokenizer, context=CONTEXT)
     bench.say(f"{model.num_parameters():,} parameters, {len(train_text):,} tokens to train on")
     learned = train(
         model,

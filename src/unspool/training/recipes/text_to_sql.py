@@ -21,14 +21,12 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerFast
 
 from unspool.core.cards import settings
-from unspool.core.decode import decode
-from unspool.core.events import Finished
 from unspool.core.model import LanguageModel
-from unspool.core.texts import Stop
 from unspool.models.load import wrap
+from unspool.training import quality
 from unspool.training.corpora import Split
 from unspool.training.loop import Optimisation, train
-from unspool.training.networks import llama, rounded, save
+from unspool.training.networks import llama_of, rounded, save
 from unspool.training.objectives import Batch, NextToken
 from unspool.training.recipes import Bench, Quality, recipe
 from unspool.training.tokenizers import END, listed
@@ -242,23 +240,9 @@ class TextToSQLSettings:
     minutes: Annotated[float, Field(gt=0, description="limit of time")] = 6.0
 
 
-def answers(model: LanguageModel, asked: Sequence[Question], batch: int = 50) -> list[str]:
-    """The queries that greedy decoding gives."""
-    assert model.tokenizer is not None
-    found: list[str] = []
-    for start in range(0, len(asked), batch):
-        prompts = [model.tokenizer.encode(one.prompt) for one in asked[start : start + batch]]
-        texts = {}
-        for event in decode(model, prompts, stop=Stop(64)):
-            if isinstance(event, Finished):
-                texts[event.index] = model.tokenizer.decode(event.tokens)
-        found += [texts[index] for index in range(len(prompts))]
-    return found
-
-
 def exact_match(model: LanguageModel, asked: Sequence[Question]) -> float:
     """The share of questions whose query is the one that was meant."""
-    said = answers(model, asked)
+    said = quality.answers(model, [one.prompt for one in asked], limit=64)
     return sum(text == one.sql for text, one in zip(said, asked, strict=True)) / len(asked)
 
 
@@ -273,17 +257,7 @@ def RECIPE(chosen: TextToSQLSettings, bench: Bench) -> Quality:
     """Train on questions that are made on the way; only the query counts."""
     tokenizer = make_tokenizer()
     end: int = tokenizer.eos_token_id
-    model = llama(
-        vocabulary=len(tokenizer),
-        layers=chosen.layers,
-        hidden=chosen.hidden,
-        mlp=chosen.mlp,
-        heads=4,
-        kv_heads=4,
-        context=CONTEXT,
-        end=end,
-        seed=chosen.seed,
-    )
+    model = llama_of(chosen, tokenizer, context=CONTEXT)
     bench.say(f"{model.num_parameters():,} parameters")
     source = questions(seed=chosen.seed, split="train", vague=chosen.vague)
     held = list(islice(questions(seed=1, vague=chosen.vague), chosen.measured))
