@@ -23,6 +23,7 @@ from unspool.core.events import Finished
 from unspool.core.sockets import Distribution, Node, Sampler
 from unspool.core.texts import Stop
 from unspool.engine import Engine
+from unspool.evaluation.reproductions.circuit_transformer import proven_equal
 
 PROMPTS = [*asked(3), *asked(2, 4, 2, seed=1)]
 
@@ -174,3 +175,13 @@ def test_text_in_and_text_out() -> None:
     assert pieces == ["y0 = ~x1; y1 = x0"], "nothing is known before the end"
     with pytest.raises(CircuitError, match="line 1, column 4"):
         engine.generate("x0 x1")
+
+
+def test_the_solver_agrees_with_truth_tables() -> None:
+    pytest.importorskip("pysat")
+    one = read("y0 = x0 & ~x1; y1 = ~(x0 & x2)").circuit
+    same = read("y0 = ~(~x0 | x1); y1 = ~x0 | ~x2").circuit
+    other = read("y0 = x0 & ~x1; y1 = ~(x0 & x2) & x1").circuit
+    assert proven_equal(one, same)
+    assert proven_equal(same, one)
+    assert not proven_equal(one, other)

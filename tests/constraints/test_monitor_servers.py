@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from unspool.constraints._monitors.servers import (
     ServerEnumMembers,
     ServerInstances,
     installed,
+    start,
 )
 from unspool.constraints.monitor_guided_decoding import MonitorGuidedDecoding, MonitorSettings
 from unspool.core.compose import compose
@@ -96,6 +98,28 @@ def test_a_language_server(tmp_path: Path) -> None:
     assert len(server.seen) == 2
     assert server.seen[0] == text + "\n}\n"
     assert server.seen[1] == text + ")}}\n}\n"
+
+
+def test_a_real_server(tmp_path: Path) -> None:
+    """jedi's own language server, through multilspy, where both are installed."""
+    pytest.importorskip("multilspy")
+    if shutil.which("jedi-language-server") is None:
+        pytest.skip("jedi-language-server is not installed")
+    (tmp_path / "shop.py").write_text(
+        "class Basket:\n    def add_item(self, name): ...\n    def total_price(self): ...\n"
+    )
+    (tmp_path / "use.py").write_text("")
+    server = start("python", str(tmp_path), "jedi-language-server", 30)
+    monitor = ServerAttributes("python", Offers(server, str(tmp_path), "use.py"))
+    part = MonitorGuidedDecoding(MonitorSettings(), monitors=[monitor])
+    lm = model("", longer=[])
+    part.bind(Setup(lm, Greedy()))
+    text = "from shop import Basket\nbasket = Basket()\nbasket."
+    assert ok(part, lm, text, "add_item(1)")
+    assert ok(part, lm, text, "total_price()")
+    assert not ok(part, lm, text, "total()")
+    assert not ok(part, lm, text, "remove_item")
+    assert (tmp_path / "use.py").read_text() == "", "the server's buffer is no file"
 
 
 def test_rust_paths_trigger_too(tmp_path: Path) -> None:
