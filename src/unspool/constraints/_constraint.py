@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 from abc import abstractmethod
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
 from typing import Annotated, Any, Literal
@@ -48,6 +49,8 @@ _GROWTH = 8
 """Tokens by which a completion grows with every token at most, as far as closing a text reckons with."""
 _AHEAD = 16
 """Nodes of a draft whose masks are computed while the model runs."""
+_TRIED = 4
+"""Tokens up to which each is tried instead of asking for a mask."""
 _FEW = 48
 """Allowed tokens up to which each is tried before it is allowed, when a text is to be closed."""
 
@@ -216,6 +219,16 @@ class MatcherConstraint(Constraint):
         if not stands:
             return torch.zeros(self.vocabulary.size, dtype=torch.bool)
         return self._mask(track, branch, tokens)
+
+    def permits(self, branch: Branch, tokens: list[int], candidates: Sequence[int]) -> list[bool]:
+        left = branch.limit - (len(tokens) - branch.prompt_length)
+        track, stands = self._at(branch, tokens)
+        masked = bool(stands) and track.places[-1].mask is not None
+        closing = self.settings.close and left <= _HORIZON
+        if not stands or masked or closing or len(candidates) > _TRIED or not branch.stops.isdisjoint(candidates):
+            return super().permits(branch, tokens, candidates)
+        # To move on is cheaper than a mask, and the text most often goes on there.
+        return [bool(self._at(branch, [*tokens, token])[1]) for token in candidates]
 
     def forced(self, branch: Branch, tokens: list[int]) -> list[int]:
         if self.settings.jump == "off":

@@ -45,6 +45,7 @@ class Greedy(Sampler):
     """The most probable token; the first of equals."""
 
     deterministic = True
+    greedy = True
 
     def distribution(self, node: Node) -> Distribution:
         return Distribution.best(node.logits)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -421,10 +422,12 @@ class Sampler(Part, ABC):
 
     Attributes:
         deterministic: whether every distribution is a point.
+        greedy: whether that point is always :meth:`Distribution.best` of the logits.
         looks_ahead: whether :class:`LookAhead` may be raised.
     """
 
     deterministic: bool = False
+    greedy: bool = False
     looks_ahead: bool = False
 
     @abstractmethod
@@ -456,6 +459,11 @@ class Constraint(Part, ABC):
     def allowed(self, branch: Branch, tokens: list[int]) -> Tensor | None:
         """``[V]`` bool mask of the tokens that may follow ``tokens``; ``None`` if all may."""
 
+    def permits(self, branch: Branch, tokens: list[int], candidates: Sequence[int]) -> list[bool]:
+        """Which of some tokens may follow ``tokens``: what the mask says, for whoever can tell it without one."""
+        mask = self.allowed(branch, tokens)
+        return [mask is None or bool(mask[token]) for token in candidates]
+
     def prune(self, branch: Branch, draft: Draft) -> Draft:
         """What of a draft of fixed candidates may stand at all; refused branches are not scored.
 
@@ -463,17 +471,19 @@ class Constraint(Part, ABC):
         """
         tree, kept = draft.tree, []
         alive = {ROOT: True}
-        rules: dict[int, tuple[list[int], Tensor | None]] = {}
-        for node, (token, parent) in enumerate(zip(tree.token_list, tree.parent_list, strict=True)):
-            if alive[parent]:
-                if parent not in rules:
+        children: dict[int, list[int]] = {}
+        for node, parent in enumerate(tree.parent_list):
+            children.setdefault(parent, []).append(node)
+        for node, parent in enumerate(tree.parent_list):
+            if node not in alive:  # the first child of its parent
+                family = children[parent]
+                alive.update(dict.fromkeys(family, False))
+                if alive[parent]:
                     text = branch.tokens + tree.path_tokens(parent)
+                    tokens = [tree.token_list[child] for child in family]
                     forced = self.forced(branch, text)
-                    rules[parent] = forced, None if forced else self.allowed(branch, text)
-                forced, mask = rules[parent]
-                alive[node] = token == forced[0] if forced else mask is None or bool(mask[token])
-            else:
-                alive[node] = False
+                    stands = [t == forced[0] for t in tokens] if forced else self.permits(branch, text, tokens)
+                    alive.update(zip(family, stands, strict=True))
             if alive[node]:
                 kept.append(node)
             elif draft.entered is not None:
@@ -556,9 +566,31 @@ def constrained(
     allowed = constraint.allowed(branch, tokens)
     if allowed is None:
         return logits, None
-    if not allowed.any():
+    if not _any(allowed):
         return None, None
-    return torch.where(allowed.to(logits.device), logits, -torch.inf), None
+    return _masked(logits, allowed), None
+
+
+_NEGATIVE_INFINITY = np.float32(-np.inf).view(np.int32)
+
+
+def _any(allowed: Tensor) -> bool:
+    # torch would wake its threads for it.
+    return bool(allowed.numpy().any() if allowed.device.type == "cpu" else allowed.any())
+
+
+def _masked(logits: Tensor, allowed: Tensor) -> Tensor:
+    """``[V]`` logits, ``-inf`` where they are not allowed."""
+    if logits.dtype != torch.float32 or logits.device.type != "cpu":
+        return torch.where(allowed.to(logits.device), logits, -torch.inf)
+    # Chosen bit by bit, without a branch a token: several times as fast.
+    keep = allowed.numpy().astype(np.int32)
+    np.negative(keep, out=keep)
+    found = logits.numpy().view(np.int32) & keep
+    np.invert(keep, out=keep)
+    keep &= _NEGATIVE_INFINITY
+    found |= keep
+    return torch.from_numpy(found.view(np.float32))
 
 
 # -- verifying ----------------------------------------------------------------------------------------------------
@@ -620,11 +652,28 @@ class Walk:
         """The sampler's distribution of the token after ``node``; a point where a constraint leaves no choice."""
         known = self._distributions.get(node)
         if known is None:
+            known = self._best(node)
+        if known is None:
             place = self._node(node)
             forced = self._forced.get(node)
             known = self._sampler.distribution(place) if forced is None else Distribution.point(forced)
-            self._distributions[node] = known
+        self._distributions[node] = known
         return known
+
+    def _best(self, node: int) -> Distribution | None:
+        """The largest logit, where that is what the sampler takes and a constraint permits it; it needs no mask."""
+        if self._constraint is None or not self._sampler.greedy:
+            return None
+        place = Node(self.branch, node, self.logits(node), self)
+        if self._constraint.forced(self.branch, place.tokens):
+            return None
+        logits = self._constraint.adjust(self.branch, place.tokens, place.logits)
+        best = Distribution.best(logits)
+        assert best.token is not None
+        stands = (
+            logits[best.token] > -torch.inf and self._constraint.permits(self.branch, place.tokens, [best.token])[0]
+        )
+        return best if stands else None
 
     def seen(self, node: int) -> Distribution | None:
         """The distribution after ``node`` if the verifier asked for it."""

@@ -113,6 +113,7 @@ class StandardSampler(Sampler):
             made.repetition_penalty != 1 or made.presence_penalty or made.frequency_penalty or made.no_repeat_ngram
         )
         self._adjusts = self._reads_text or bool(made.logit_bias)
+        self.greedy = self.deterministic and not self._adjusts
         # Each with the value at which it changes nothing.
         truncations: list[tuple[Callable[[Tensor, Any], Tensor], float, float]] = [
             (warp.top_k, made.top_k, 0),
