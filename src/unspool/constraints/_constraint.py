@@ -225,10 +225,19 @@ class MatcherConstraint(Constraint):
         track, stands = self._at(branch, tokens)
         masked = bool(stands) and track.places[-1].mask is not None
         closing = self.settings.close and left <= _HORIZON
-        if not stands or masked or closing or len(candidates) > _TRIED or not branch.stops.isdisjoint(candidates):
+        if not stands or masked or closing or len(candidates) > _TRIED:
             return super().permits(branch, tokens, candidates)
         # To move on is cheaper than a mask, and the text most often goes on there.
-        return [bool(self._at(branch, [*tokens, token])[1]) for token in candidates]
+        ends = track.matcher.accepting
+        return [
+            ends
+            if token in branch.stops
+            else token not in self.vocabulary.stop and self._follows(branch, tokens, token)
+            for token in candidates
+        ]
+
+    def _follows(self, branch: Branch, tokens: list[int], token: int) -> bool:
+        return bool(self._at(branch, [*tokens, token])[1])
 
     def forced(self, branch: Branch, tokens: list[int]) -> list[int]:
         if self.settings.jump == "off":
