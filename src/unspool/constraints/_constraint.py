@@ -20,7 +20,7 @@ import functools
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
@@ -29,9 +29,10 @@ from pydantic import Field
 from torch import Tensor
 
 from unspool.constraints._grammar import Grammar
-from unspool.constraints._matcher import CompiledGrammar, Matcher
+from unspool.constraints._matcher import CompiledGrammar, FromStart, Matcher
+from unspool.constraints._track import HORIZON, Track
 from unspool.constraints._vocabulary import Vocabulary
-from unspool.core.branch import Branch, Portable
+from unspool.core.branch import Branch
 from unspool.core.cards import settings
 from unspool.core.errors import Incompatible
 from unspool.core.sockets import Constraint, Draft, Setup
@@ -41,8 +42,6 @@ _COMPILED = 64
 """Compiled grammars that a vocabulary keeps."""
 _FORCED_BYTES = 256
 """Of a longer forced text only so much is spelled at a time; its tokens come in several pieces then."""
-_HORIZON = 128
-"""Tokens before the maximum from which on a text that is to be closed is watched."""
 _MARGIN = 4
 """Tokens that a completion has to spare when it is begun."""
 _GROWTH = 8
@@ -69,77 +68,6 @@ class GrammarSettings:
     close: Annotated[
         bool, Field(description="bring a text to an end that the grammar accepts before its maximum is reached")
     ] = False
-
-
-class _Place:
-    """What is known about one place of a text."""
-
-    __slots__ = ("children", "due", "forced", "known", "mask", "plan")
-
-    def __init__(self) -> None:
-        self.children: dict[int, _Place] = {}
-        self.mask: Tensor | None = None
-        self.known = False
-        self.forced: int | None = None
-        self.plan: list[int] | None = None
-        # Of the tokens that are left, as many as are to be left when a completion is looked for again.
-        self.due = _HORIZON
-
-
-class _Track(Portable):
-    """A branch's matcher, the tokens that it has taken in, and the places on its way.
-
-    ``places[i]`` is after ``i`` tokens. Of places in the committed text only what concerns its end is kept.
-    """
-
-    def __init__(self, matcher: Matcher, fed: list[int]) -> None:
-        self.matcher = matcher
-        self.fed = fed
-        self.places = [_Place() for _ in range(len(fed) + 1)]
-        self.committed = 0
-        self.filling: Future[None] | None = None
-
-    def fork(self) -> _Track:
-        self.join()
-        twin = _Track(self.matcher.fork(), list(self.fed))
-        for mine, theirs in zip(twin.places, self.places, strict=True):
-            mine.plan, mine.due = theirs.plan, theirs.due
-        return twin
-
-    def join(self) -> None:
-        """Wait for what another thread computes with the matcher."""
-        if self.filling is not None:
-            filling, self.filling = self.filling, None
-            filling.result()
-
-    def seek(self, text: list[int], stops: frozenset[int]) -> bool | None:
-        """Move to the end of ``text``.
-
-        Returns:
-            Whether the text can stand; ``None`` if it holds a stop token, behind which nothing is judged.
-        """
-        fed = self.fed
-        common = len(fed)
-        if fed != text[:common]:
-            common = next(
-                (i for i, (a, b) in enumerate(zip(fed, text, strict=False)) if a != b), min(len(fed), len(text))
-            )
-            self.matcher.rollback(len(fed) - common)
-            del fed[common:], self.places[common + 1 :]
-        for token in text[common:]:
-            if token in stops:
-                return None
-            if not self.matcher.consume(token):
-                return False
-            fed.append(token)
-            self.places.append(self.places[-1].children.setdefault(token, _Place()))
-        return True
-
-    def settle(self, count: int) -> None:
-        """``count`` tokens are committed: forget what is known about places that will not be asked about again."""
-        for place in self.places[self.committed : count]:
-            place.children, place.mask = {}, None
-        self.committed = count
 
 
 @functools.cache
@@ -208,7 +136,7 @@ class MatcherConstraint(Constraint):
     def matcher(self) -> Matcher:
         """A matcher at the beginning of a text."""
         matcher = self.compiled.matcher()
-        return matcher if self.vocabulary.heads is None else _FromStart(matcher, self.vocabulary)
+        return matcher if self.vocabulary.heads is None else FromStart(matcher, self.vocabulary)
 
     # -- what the loop asks -----------------------------------------------------------------------------------------
 
@@ -224,7 +152,7 @@ class MatcherConstraint(Constraint):
         left = branch.limit - (len(tokens) - branch.prompt_length)
         track, stands = self._at(branch, tokens)
         masked = bool(stands) and track.places[-1].mask is not None
-        closing = self.settings.close and left <= _HORIZON
+        closing = self.settings.close and left <= HORIZON
         if not stands or masked or closing or len(candidates) > _TRIED:
             return super().permits(branch, tokens, candidates)
         # To move on is cheaper than a mask, and the text most often goes on there.
@@ -273,7 +201,7 @@ class MatcherConstraint(Constraint):
         texts = [branch.tokens + draft.tree.path_tokens(node) for node in nodes]
         track.filling = _threads().submit(self._fill, track, branch, texts)
 
-    def _fill(self, track: _Track, branch: Branch, texts: list[list[int]]) -> None:
+    def _fill(self, track: Track, branch: Branch, texts: list[list[int]]) -> None:
         """Compute the masks after these texts, unless what follows is forced."""
         for text in texts:
             if track.seek(text[branch.prompt_length :], branch.stops):
@@ -283,14 +211,14 @@ class MatcherConstraint(Constraint):
 
     # -- places -----------------------------------------------------------------------------------------------------
 
-    def track(self, branch: Branch) -> _Track:
+    def track(self, branch: Branch) -> Track:
         """The branch's matcher and what goes with it."""
-        track: _Track | None = branch.memo.get(self)
+        track: Track | None = branch.memo.get(self)
         if track is None:
-            track = branch.memo[self] = _Track(self.matcher(), [])
+            track = branch.memo[self] = Track(self.matcher(), [])
         return track
 
-    def _at(self, branch: Branch, tokens: list[int]) -> tuple[_Track, bool | None]:
+    def _at(self, branch: Branch, tokens: list[int]) -> tuple[Track, bool | None]:
         track = self.track(branch)
         track.join()
         stands = track.seek(tokens[branch.prompt_length :], branch.stops)
@@ -299,7 +227,7 @@ class MatcherConstraint(Constraint):
             track.settle(min(generated, len(track.fed)))
         return track, stands
 
-    def _mask(self, track: _Track, branch: Branch, tokens: list[int]) -> Tensor:
+    def _mask(self, track: Track, branch: Branch, tokens: list[int]) -> Tensor:
         """``[V]`` at a place that stands."""
         place = track.places[-1]
         if place.mask is None:
@@ -326,7 +254,7 @@ class MatcherConstraint(Constraint):
             place.known = True
         return place.forced
 
-    def _only(self, track: _Track, branch: Branch, tokens: list[int]) -> int | None:
+    def _only(self, track: Track, branch: Branch, tokens: list[int]) -> int | None:
         if self.settings.close and (plan := self._plan(track, branch, tokens)) is not None:
             return plan[0] if plan else None
         if self.settings.jump == "token":
@@ -362,14 +290,14 @@ class MatcherConstraint(Constraint):
             return None
         return [*tokens, *([min(branch.stops)] if branch.stops else [])]
 
-    def _plan(self, track: _Track, branch: Branch, tokens: list[int]) -> list[int] | None:
+    def _plan(self, track: Track, branch: Branch, tokens: list[int]) -> list[int] | None:
         """The rest of the text, if it is being closed; ``None`` while the model writes."""
         left = branch.limit - (len(tokens) - branch.prompt_length)
         place = track.places[-1]
         above = track.places[-2] if len(track.places) > 1 else None
         if above and above.plan and above.plan[0] == track.fed[-1]:
             place.plan = above.plan[1:]
-        elif place.plan is None and left <= min(place.due, above.due if above else _HORIZON):
+        elif place.plan is None and left <= min(place.due, above.due if above else HORIZON):
             end = self._ending(track.matcher, branch)
             spare = left - len(end) if end is not None else _GROWTH
             if end is not None and 0 <= spare <= _MARGIN:
@@ -379,7 +307,7 @@ class MatcherConstraint(Constraint):
             place.due = min(place.due, above.due)
         return place.plan
 
-    def _closable(self, track: _Track, branch: Branch, tokens: list[int], mask: Tensor) -> Tensor:
+    def _closable(self, track: Track, branch: Branch, tokens: list[int], mask: Tensor) -> Tensor:
         """Those tokens of ``[V]`` after which the text can still be closed, as far as that is looked into."""
         plan = self._plan(track, branch, tokens)
         if plan is not None:
@@ -387,7 +315,7 @@ class MatcherConstraint(Constraint):
             mask[plan[:1]] = True
             return mask
         left = branch.limit - (len(tokens) - branch.prompt_length)
-        if left > _HORIZON or not 1 < int(mask.sum()) <= _FEW:
+        if left > HORIZON or not 1 < int(mask.sum()) <= _FEW:
             return mask
         fitting = mask.clone()
         for token in mask.nonzero().flatten().tolist():
@@ -398,53 +326,3 @@ class MatcherConstraint(Constraint):
                 track.matcher.rollback(1)
                 fitting[token] = end is not None and len(end) < left
         return fitting if fitting.any() else mask
-
-
-class _FromStart(Matcher):
-    """A matcher over a vocabulary whose first token of a text writes something else than later ones.
-
-    Args:
-        inner: over the wide vocabulary, in which token ``V + i`` writes what token ``i`` writes at the start.
-    """
-
-    def __init__(self, inner: Matcher, vocabulary: Vocabulary, count: int = 0) -> None:
-        self.inner = inner
-        self.vocabulary = vocabulary
-        self.count = count
-
-    def mask(self) -> Tensor:
-        size = self.vocabulary.size
-        wide = self.inner.mask()
-        if self.count:
-            return wide[:size]
-        mask = wide[size:].clone()
-        stop = list(self.vocabulary.stop)
-        mask[stop] = wide[stop]
-        return mask
-
-    def consume(self, token: int) -> bool:
-        stands = self.inner.consume(token if self.count else token + self.vocabulary.size)
-        self.count += stands
-        return stands
-
-    def rollback(self, count: int) -> None:
-        self.inner.rollback(count)
-        self.count -= count
-
-    @property
-    def accepting(self) -> bool:
-        return self.inner.accepting
-
-    @property
-    def exhausted(self) -> bool:
-        return self.inner.exhausted
-
-    def forced(self) -> bytes:
-        return self.inner.forced()
-
-    def shortest_end(self) -> bytes | None:
-        # At the start its spelling is another one.
-        return self.inner.shortest_end() if self.count else None
-
-    def fork(self) -> Matcher:
-        return _FromStart(self.inner.fork(), self.vocabulary, self.count)

@@ -75,3 +75,53 @@ class CompiledGrammar(ABC):
     @abstractmethod
     def matcher(self) -> Matcher:
         """A matcher at the beginning of a text."""
+
+
+class FromStart(Matcher):
+    """A matcher over a vocabulary whose first token of a text writes something else than later ones.
+
+    Args:
+        inner: over the wide vocabulary, in which token ``V + i`` writes what token ``i`` writes at the start.
+    """
+
+    def __init__(self, inner: Matcher, vocabulary: Vocabulary, count: int = 0) -> None:
+        self.inner = inner
+        self.vocabulary = vocabulary
+        self.count = count
+
+    def mask(self) -> Tensor:
+        size = self.vocabulary.size
+        wide = self.inner.mask()
+        if self.count:
+            return wide[:size]
+        mask = wide[size:].clone()
+        stop = list(self.vocabulary.stop)
+        mask[stop] = wide[stop]
+        return mask
+
+    def consume(self, token: int) -> bool:
+        stands = self.inner.consume(token if self.count else token + self.vocabulary.size)
+        self.count += stands
+        return stands
+
+    def rollback(self, count: int) -> None:
+        self.inner.rollback(count)
+        self.count -= count
+
+    @property
+    def accepting(self) -> bool:
+        return self.inner.accepting
+
+    @property
+    def exhausted(self) -> bool:
+        return self.inner.exhausted
+
+    def forced(self) -> bytes:
+        return self.inner.forced()
+
+    def shortest_end(self) -> bytes | None:
+        # At the start its spelling is another one.
+        return self.inner.shortest_end() if self.count else None
+
+    def fork(self) -> Matcher:
+        return FromStart(self.inner.fork(), self.vocabulary, self.count)

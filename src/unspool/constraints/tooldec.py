@@ -21,8 +21,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from unspool.constraints._constraint import MatcherConstraint, _FromStart
-from unspool.constraints._matcher import CompiledGrammar
+from unspool.constraints._constraint import MatcherConstraint
+from unspool.constraints._matcher import CompiledGrammar, FromStart
 from unspool.constraints._tool_calls import Called, Style
 from unspool.constraints._tool_machine import ToolMachine
 from unspool.constraints._tool_matcher import ToolMatcher
@@ -146,6 +146,6 @@ class ToolDec(MatcherConstraint):
     def _awaits(self, branch: Branch, tokens: list[int]) -> bool:
         """Whether a call has just been completed, and nothing has been done about it."""
         track, stands = self._at(branch, tokens)
-        matcher = track.matcher.inner if isinstance(track.matcher, _FromStart) else track.matcher
+        matcher = track.matcher.inner if isinstance(track.matcher, FromStart) else track.matcher
         assert isinstance(matcher, ToolMatcher)
         return bool(stands) and matcher.awaits
