@@ -156,16 +156,15 @@ class MatcherConstraint(Constraint):
         if not stands or masked or closing or len(candidates) > _TRIED:
             return super().permits(branch, tokens, candidates)
         # To move on is cheaper than a mask, and the text most often goes on there.
-        ends = track.matcher.accepting
-        return [
-            ends
-            if token in branch.stops
-            else token not in self.vocabulary.stop and self._follows(branch, tokens, token)
-            for token in candidates
-        ]
-
-    def _follows(self, branch: Branch, tokens: list[int], token: int) -> bool:
-        return bool(self._at(branch, [*tokens, token])[1])
+        found: list[bool] = []
+        for token in candidates:
+            if found:
+                self._at(branch, tokens)
+            if token in branch.stops:
+                found.append(track.matcher.accepting)
+            else:
+                found.append(token not in self.vocabulary.stop and track.step(token))
+        return found
 
     def forced(self, branch: Branch, tokens: list[int]) -> list[int]:
         if self.settings.jump == "off":

@@ -71,10 +71,16 @@ class Track(Portable):
         for token in text[common:]:
             if token in stops:
                 return None
-            if not self.matcher.consume(token):
+            if not self.step(token):
                 return False
-            fed.append(token)
-            self.places.append(self.places[-1].children.setdefault(token, Place()))
+        return True
+
+    def step(self, token: int) -> bool:
+        """Move on by a token that is no stop token, if it may follow."""
+        if not self.matcher.consume(token):
+            return False
+        self.fed.append(token)
+        self.places.append(self.places[-1].children.setdefault(token, Place()))
         return True
 
     def settle(self, count: int) -> None:
