@@ -183,11 +183,15 @@ def speed(run: Run, items: Sequence[Item], ways: Sequence[str]) -> None:
         found: dict[str, dict[str, Any]] = {}
         pair: list[list[float]] = []
         prompts: list[float] = []
-        for _ in range(run.options.rounds):
+        length = 0
+        for turn in range(run.options.rounds):
+            # Which of the two goes first takes turns, from the second time on: then the length is known.
+            free = run.write("unconstrained", item, prompt, length) if turn % 2 else None
             constrained = run.write("unspool token by token", item, prompt, limit)
-            if len(constrained.get("tokens", ())) < 8:
+            length = len(constrained.get("tokens", ()))
+            if length < 8:
                 break  # refused, or too short for the time of a token to mean anything
-            free = run.write("unconstrained", item, prompt, len(constrained["tokens"]))
+            free = free or run.write("unconstrained", item, prompt, length)
             seconds = [
                 (told["seconds"] - told["first_seconds"]) / (len(told["tokens"]) - 1) for told in (free, constrained)
             ]
