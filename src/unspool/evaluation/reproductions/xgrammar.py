@@ -168,7 +168,7 @@ def compare(vocabulary: Vocabulary, documents: list[list[int]]) -> Masks:
 
 @experiment(
     "xgrammar",
-    quick=Size(documents=12, walked=30, generations=8, new_tokens=40, rounds=2, timed=24),
+    quick=Size(documents=12, walked=30, generations=8, new_tokens=40, rounds=2, timed=16),
     full=Size(documents=60, walked=300, generations=50, new_tokens=96, rounds=8, timed=96),
 )
 def EXPERIMENT(lab: Lab, size: Size) -> None:
