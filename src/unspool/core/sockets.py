@@ -670,10 +670,7 @@ class Walk:
         logits = self._constraint.adjust(self.branch, place.tokens, place.logits)
         best = Distribution.best(logits)
         assert best.token is not None
-        stands = (
-            logits[best.token] > -torch.inf and self._constraint.permits(self.branch, place.tokens, [best.token])[0]
-        )
-        return best if stands else None
+        return best if self._constraint.permits(self.branch, place.tokens, [best.token])[0] else None
 
     def seen(self, node: int) -> Distribution | None:
         """The distribution after ``node`` if the verifier asked for it."""
